@@ -1,0 +1,55 @@
+"""Checkpoint files: read without running anything that they contain."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, can't be read, or belongs to something else."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of Lightning's holds, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a checkpoint, or it holds more than plain data.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} (--ckpt_path) is not a file; expected a checkpoint, best or last")
+    if not zipfile.is_zipfile(path):  # torch would take it for a pickle of its old format, and fail in any way
+        raise CheckpointError(f"{path} (--ckpt_path) is not a checkpoint, or only a part of one")
+    try:
+        # Explicitly safe: only so does torch ignore TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} (--ckpt_path) can't be read as a checkpoint: {reason}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path} (--ckpt_path) is no checkpoint of Lightning's: it has no state_dict")
+    return content
+
+
+def check_network(path: Path, content: dict[str, Any], model: nn.Module) -> None:
+    """Make sure that the weights of a checkpoint fit a model, before Lightning would fail on them.
+
+    Args:
+        path: where the content is from, for the message.
+        content: what `read` returned.
+        model: what the weights are to be loaded into.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+    """
+    stored = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in stored | expected:
+        if stored.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{path} (--ckpt_path) is of another network: {name} is {stored.get(name, 'missing')} there and "
+                f"{expected.get(name, 'missing')} here; name its network with --model.network"
+            )

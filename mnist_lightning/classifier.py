@@ -1,0 +1,137 @@
+"""`DigitClassifier`: how a network learns and how it is measured."""
+
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]  # float images (N, 1, 28, 28), int64 labels (N,)
+
+
+class DigitClassifier(LightningModule):
+    """Any network of digits, trained with cross-entropy.
+
+    Logs `train/loss` and `lr` at steps, `train/acc`, `val/loss`, `val/acc`, `test/loss` and `test/acc` at the end
+    of an epoch: losses in nats, accuracies as fractions in 0..1.
+
+    Args:
+        network: float images `(N, 1, 28, 28)` in, logits `(N, 10)` out.
+        optimizer: makes the optimizer from the parameters. The default is the tutorial's.
+        lr_scheduler: makes the schedule from the optimizer. One that takes `total_steps`, as `OneCycleLR` does, is
+            told the number unless it was given one. `ReduceLROnPlateau` follows its `monitor`.
+        lr_interval: what a step of the schedule is, a training step or an epoch.
+        label_smoothing: the share of each label that is spread evenly over the classes, in 0..1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.001, momentum=0.9),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing (--model.label_smoothing) is {label_smoothing}; expected 0..1")
+        # Objects would make a checkpoint that the safe loader refuses. `cli.py` adds what they were built from.
+        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.label_smoothing = label_smoothing
+        self._checkpoint: dict[str, Any] | None = None  # what is being continued
+        # Checking its arguments would cost the metric a device sync each step.
+        accuracy = MulticlassAccuracy(num_classes=10, average="micro", validate_args=False)
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
+        return self.network(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.train_accuracy.update(logits, labels)
+        self.log_dict({"train/loss": loss.detach(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/acc", self.train_accuracy)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", self.val_accuracy, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", self.test_accuracy, batch)
+
+    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy.update(logits, labels)
+        # Means over the images of all batches and processes, for which Lightning wants the batch's size.
+        loss = F.cross_entropy(logits, labels)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, batch_size=len(labels), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.network.parameters())
+        if self.lr_scheduler is None:
+            self._continue(optimizer, None)
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer, **self._total_steps())
+        self._continue(optimizer, scheduler)
+        config = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning's subclass names its metric; torch's own does not.
+            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._checkpoint = checkpoint
+
+    def _continue(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+        """Where this model's optimizer or schedule is not the checkpoint's, make the checkpoint restore this one's.
+
+        torch restores every setting with the state: a new learning rate would be forgotten without a word. What is
+        kept of an optimizer of the same class is its state (momentum); a new schedule goes on at the old position.
+        """
+        if self._checkpoint is None:
+            return
+        old, new = self._checkpoint.get("hyper_parameters", {}), self.hparams
+        schedules = self._checkpoint["lr_schedulers"]
+        if all(old.get(key) == new.get(key) for key in ("optimizer", "lr_scheduler", "lr_interval")) and all(
+            state.get("total_steps") == getattr(scheduler, "total_steps", None) for state in schedules
+        ):
+            return
+        if scheduler and schedules and not isinstance(scheduler, ReduceLROnPlateau):
+            optimizer.step()  # without gradients it does nothing, and without it torch warns of the wrong order
+            for _ in range(schedules[0]["last_epoch"]):
+                scheduler.step()
+        settings = optimizer.state_dict()
+        if old.get("optimizer", {}).get("class_path") == new.get("optimizer", {}).get("class_path"):
+            settings["state"] = self._checkpoint["optimizer_states"][0]["state"]
+        self._checkpoint["optimizer_states"] = [settings]
+        self._checkpoint["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []
+
+    def _total_steps(self) -> dict[str, int]:
+        """The argument that a schedule such as `OneCycleLR` needs, unless it was given."""
+        factory = self.lr_scheduler
+        given = getattr(factory, "keywords", {})
+        # LightningCLI hands over a partial with every argument in it, None where nothing was given.
+        if "total_steps" not in {*given, *signature(factory).parameters}:
+            return {}
+        if given.get("total_steps") is not None or given.get("epochs") is not None:
+            return {}
+        by_step = self.lr_interval == "step"
+        return {"total_steps": int(self.trainer.estimated_stepping_batches) if by_step else self.trainer.max_epochs}

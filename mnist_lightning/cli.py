@@ -1,0 +1,228 @@
+"""The command line: LightningCLI, and what it takes to train, find and test a run of MNIST with it."""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mnist_lightning import checkpoint, runs
+from mnist_lightning.archive import ArchiveError
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.logger import RunLogger
+
+PROGRAM = "python -m mnist_lightning"
+LOGS = "lightning_logs"
+
+
+def main(args: ArgsType = None) -> None:
+    """Run one verb: `fit`, `validate`, `test` or `predict`.
+
+    Args:
+        args: what would follow `python -m mnist_lightning` on a command line; that of this process by default.
+
+    Raises:
+        SystemExit: the arguments, or the files that they name, can't be used. A message says why.
+    """
+    _silence()
+    try:
+        DigitCLI(args)
+    except (ArchiveError, checkpoint.CheckpointError, runs.NoCheckpointError) as error:
+        sys.exit(f"{PROGRAM}: error: {error}")
+
+
+def _silence() -> None:
+    """Take out what a user of this program can't act on."""
+    # Advertisements for two packages.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    for message in (
+        # Lightning 2.6 under a newer torch and a newer jsonargparse (PL#21900).
+        r".*LeafSpec.* is deprecated",
+        r"[\s\S]*was deprecated in v4",
+        # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
+        r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+        r"The dirpath has changed from",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+class DigitParser(LightningArgumentParser):
+    """A parser that says in a line what is wrong: the flag, what was found, what was expected.
+
+    jsonargparse prints the whole usage, and a type's every alternative on a line of its own.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # one of its inner parsers, whose message becomes part of a longer one
+            super().error(message, ex)
+        message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
+        message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
+        message = re.sub(r"<class '(.+?)'>", r"\1", message).replace("typing.", "")
+        noise = r"Does not validate|Subtypes:|Errors:|Expected a NoneType|Expected a path but|Given value type|$"
+        lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
+        message = " ".join(line for line in lines if not re.match(noise, line))
+        self.exit(2, f"{PROGRAM}: error: {message}\nSee {PROGRAM} VERB --help\n")
+
+
+class RunRecorder(SaveConfigCallback):
+    """Records what a run was made of: `config.yaml` in its folder, and TensorBoard's HPARAMS tab."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # `test` writes into the folder of the run that it tests, whose record stands.
+        if stage == "fit" and trainer.logger:
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.log_settings(
+                {
+                    key: value if isinstance(value, bool | int | float) else str(value)
+                    for key, value in self.config.items()
+                    if key.startswith(("model.", "data.", "seed_everything", "trainer.max_epochs"))
+                }
+            )
+
+
+class DigitCLI(LightningCLI):
+    """LightningCLI for `DigitClassifier` and `MNISTDataModule`."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            DigitClassifier,
+            MNISTDataModule,
+            save_config_callback=RunRecorder,
+            # An epoch takes seconds: what a sanity check would find, the first validation finds.
+            trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
+            seed_everything_default=42,
+            parser_class=DigitParser,
+            args=args,
+            # DigitClassifier configures its own, with the number of steps at hand.
+            auto_configure_optimizers=False,
+            # `instantiate_classes` below does it.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"model.network": {"class_path": "mnist_lightning.networks.LeNet"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with what the checkpoint stores in place of the defaults.
+
+        LightningCLI would let the checkpoint win over the command line (PL#20801).
+        """
+        self.config = parser.parse_args(args)
+        verb = self.config.subcommand
+        name = self.config[verb].ckpt_path
+        if verb != "fit" and name is None:
+            name = "best"  # nobody wants to know how random weights do
+        self.checkpoint: Path | None = None
+        if name is None:
+            return
+        if name in ("best", "last"):
+            logs = Path(self.config[verb].trainer.default_root_dir or "", LOGS)
+            self.checkpoint = runs.find_checkpoint(name, logs)
+        else:
+            self.checkpoint = Path(name)
+        content = self.stored = checkpoint.read(self.checkpoint)
+        self._parser(verb).set_defaults(
+            {f"model.{key}": value for key, value in content.get("hyper_parameters", {}).items() if key[0] != "_"}
+            | {f"data.{key}": value for key, value in content.get("datamodule_hyper_parameters", {}).items()}
+        )
+        self.config = parser.parse_args(args)
+        # Out of LightningCLI's sight, and of the run's record: started again from it, a run would resume.
+        self.config[verb].ckpt_path = None
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+            # What can't be built shows here, before anything is read or written.
+            self.model.optimizer(self.model.parameters())
+        except (ImportError, ValueError, MisconfigurationException) as error:
+            self.parser.error(str(error))
+        # What Lightning would store for a model made by its CLI, were it not for the objects among the arguments:
+        # `load_from_checkpoint` builds the model from it.
+        config = self.config[self.subcommand].model.as_dict()
+        self.model.save_hyperparameters({**config, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        if self.checkpoint:
+            checkpoint.check_network(self.checkpoint, self.stored, self.model)
+            self.config_init[self.subcommand].ckpt_path = str(self.checkpoint)
+            self.config_init[self.subcommand].weights_only = True
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with the logger and the checkpoints of a run folder unless others are asked for."""
+        config = self.config_init[self.subcommand].trainer
+        if config.accelerator in ("gpu", "cuda", "mps") and not torch.accelerator.is_available():
+            self.parser.error(
+                f"--trainer.accelerator is {config.accelerator}, and torch finds none here; expected cpu or auto"
+            )
+        if config.barebones:  # Lightning then refuses every logger, bar and checkpoint
+            return super().instantiate_trainer(**kwargs)
+        validates = self.datamodule.val_size > 0 and config.limit_val_batches != 0
+        if not validates and self.subcommand == "validate":
+            self.parser.error("--data.val_size is 0, so there is nothing to validate on; expected at least 1")
+        if not validates:
+            kwargs["limit_val_batches"] = 0
+        callbacks: list[Callback] = [*(config.callbacks or [])]
+        # Named because Lightning takes rich's bar where rich is installed (PL#20896), which is slower; every step
+        # on the bar costs time too.
+        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=50))
+        if config.logger in (None, True):
+            kwargs["logger"] = self._run_logger() or False
+            if self.subcommand == "fit" and config.enable_checkpointing is not False:
+                callbacks += self._run_checkpoints(validates)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _run_logger(self) -> RunLogger | None:
+        """Return the logger of a new run, or of the run that is tested. What `validate` finds, its curves have."""
+        if self.subcommand == "validate":
+            return None
+        logs = Path(self.config_init[self.subcommand].trainer.default_root_dir or "", LOGS)
+        if self.subcommand == "test" and (run := runs.of_checkpoint(self.checkpoint)):
+            return RunLogger(
+                save_dir=run.parent.parent,
+                name=run.parent.name,
+                version=run.name,
+                test_step=self.stored["global_step"] - 1,  # counted from 0, as Lightning does for the curves
+            )
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=logs).close()
+        except OSError as error:
+            self.parser.error(f"--trainer.default_root_dir: no run can be written in {logs}: {error.strerror}")
+        return RunLogger(save_dir=logs.parent, name=logs.name)
+
+    def _run_checkpoints(self, validates: bool) -> list[Callback]:
+        # Two, as one with `save_last` leaves `last` at the best epoch once its metric stops improving. Without
+        # validation the newest epoch counts as the best.
+        monitor = "val/acc" if validates else "epoch"
+        return [
+            ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
+            ModelCheckpoint(filename="last", enable_version_counter=False),
+        ]
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Say what came of the run, and what to type next."""
+        best = self.trainer.checkpoint_callback
+        if not isinstance(self.trainer.logger, RunLogger) or not isinstance(best, ModelCheckpoint):
+            return
+        what = f"Best val/acc {best.best_model_score:.4f}:" if best.monitor == "val/acc" else "Newest weights:"
+        print(
+            f"\n{what} {os.path.relpath(best.best_model_path)}\n"
+            f"Test it:    {PROGRAM} test --ckpt_path best\n"
+            f"Train on:   {PROGRAM} fit --ckpt_path last --trainer.max_epochs {2 * self.trainer.current_epoch}\n"
+            f"See curves: tensorboard --logdir {os.path.relpath(self.trainer.logger.root_dir)}"
+        )

@@ -1,0 +1,153 @@
+"""`MNISTDataModule`: splits, loaders, and what happens to a batch on its device."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from mnist_lightning import archive
+from mnist_lightning.sampler import EpochSampler
+
+
+class TensorLoader:
+    """Batches of an in-memory data set, each fetched by one index operation on each tensor.
+
+    Where torch's `DataLoader` would be asked for an image at a time, or need a sampler dressed up as a batch, this
+    asks for whole batches. Lightning leaves it alone in a distributed run: the sampler shards.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, sampler: EpochSampler) -> None:
+        self.images = images
+        self.labels = labels
+        # Named as in torch's `DataLoader(batch_size=None)`: Lightning tells `sampler` the epoch, and asks for both.
+        self.sampler = sampler
+        self.batch_sampler = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images uint8 `(B, 28, 28)` and labels int64 `(B,)`."""
+        for indices in self.sampler:
+            yield self.images[indices], self.labels[indices]
+
+
+class MNISTDataModule(LightningDataModule):
+    """MNIST in memory: 55,000 images to train on, 5,000 to validate with, the official 10,000 to test with.
+
+    A batch travels as uint8 images `(B, 28, 28)` and int64 labels `(B,)`, and becomes float32 `(B, 1, 28, 28)`,
+    normalised, on its device. The order of the training images follows from the seed of `seed_everything`.
+
+    Args:
+        root: holds the archives in `MNIST/raw`; those missing are downloaded there (`archive.py`).
+        batch_size: images in a batch, at least 1.
+        val_size: images kept from training for validation, in 0..59,999, the same share of each digit. 0 trains on
+            all 60,000 and validates nothing.
+        mean: subtracted from pixels in 0..1. With the default `std`, pixels come to be in -1..1.
+        std: what is left is divided by it; more than 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        val_size: int = 5_000,
+        mean: float = 0.5,
+        std: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size (--data.batch_size) is {batch_size}; expected at least 1")
+        if not 0 <= val_size < archive.TRAIN_SIZE:
+            raise ValueError(f"val_size (--data.val_size) is {val_size}; expected 0..{archive.TRAIN_SIZE - 1}")
+        if std <= 0:
+            raise ValueError(f"std (--data.std) is {std}; expected more than 0")
+        # Where the archives lie is a matter of the machine, not of what was learned from them.
+        self.save_hyperparameters(ignore="root")
+        self.root = root
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.mean = mean
+        self.std = std
+        self._train_loader: TensorLoader | None = None
+
+    def prepare_data(self) -> None:
+        archive.prepare(self.root)
+
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate"):
+            images, labels = archive.read(self.root, "train")
+            train, val = split(labels, self.val_size)
+            self._train_loader = self._loader(images, labels, train, shuffle=True)
+            self._val_loader = self._loader(images, labels, val)
+        else:
+            images, labels = archive.read(self.root, "test")
+            self._test_loader = self._loader(images, labels, torch.arange(len(labels)))
+
+    def train_dataloader(self) -> TensorLoader:
+        return self._train_loader
+
+    def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
+        return self._val_loader if self.val_size else []
+
+    def test_dataloader(self) -> TensorLoader:
+        return self._test_loader
+
+    def _loader(self, images: Tensor, labels: Tensor, indices: Tensor, shuffle: bool = False) -> TensorLoader:
+        sampler = EpochSampler(
+            indices,
+            self.batch_size,
+            shuffle=shuffle,
+            # Where `seed_everything` leaves its seed, for Lightning's own samplers too, on every process.
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return TensorLoader(images, labels, sampler)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Make uint8 `(B, 28, 28)` float32 `(B, 1, 28, 28)`, normalised, on the device where the batch is."""
+        images, labels = batch
+        # In the order, and so to the bit, of torchvision's ToTensor and Normalize.
+        pixels = images.unsqueeze(1).float().div_(255)
+        return pixels.sub_(self.mean).div_(self.std), labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches of the current epoch are done."""
+        if self.trainer is None:
+            return {}
+        # Lightning's count: one of our own would be a batch ahead after an exception in a training step.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"batches_done": progress.processed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that are done. Lightning restores the epoch itself."""
+        if self._train_loader is not None:  # None where a checkpoint is only tested
+            sampler = self._train_loader.sampler
+            sampler.start = state["batches_done"] % len(sampler)
+
+
+def split(labels: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
+    """Split a data set in two, with the same share of each label in both.
+
+    Args:
+        labels: int64 `(N,)`.
+        val_size: images in the second part, in `0..N - 1`.
+
+    Returns:
+        Indices of the first part, int64 `(N - val_size,)`, and of the second, int64 `(val_size,)`, each ascending.
+        The same on every call, whatever the run's seed: runs can be compared on one validation split.
+    """
+    size = len(labels)
+    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    by_label = shuffled[labels[shuffled].argsort(stable=True)]
+    # At even distances through the labels in order, each label gets its share, give or take one image.
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[torch.arange(val_size) * size // max(val_size, 1)] = True
+    return by_label[~chosen].sort().values, by_label[chosen].sort().values

@@ -1,0 +1,43 @@
+"""`RunLogger`: the curves of a run in TensorBoard."""
+
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger, with one point for a step and the metrics of this project in HPARAMS.
+
+    Args:
+        test_step: the step that the tested checkpoint has reached. Lightning would draw `test/acc` at step 0, as it
+            counts the steps of this process alone.
+        kwargs: those of `TensorBoardLogger`.
+    """
+
+    def __init__(self, *, test_step: int | None = None, **kwargs: Any) -> None:
+        # Lightning's metric for HPARAMS is one of its own, -1 throughout.
+        super().__init__(**kwargs, default_hp_metric=False)
+        self.test_step = test_step
+        self._epoch_step: int | None = None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Draw scalars at a step. Lightning calls this up to three times for the last step of an epoch."""
+        if self.test_step is not None:
+            step = self.test_step
+        if step == self._epoch_step or self.test_step is not None:
+            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        self._epoch_step = step
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_settings(self, settings: dict[str, bool | int | float | str]) -> None:
+        """Fill TensorBoard's HPARAMS tab: the settings, and for each metric the last point of its curve.
+
+        Only the metrics' names are written. `log_hyperparams` would also draw a point of its own on each curve.
+        """
+        metrics = dict.fromkeys(["val/acc", "val/loss", "train/acc", "train/loss", "test/acc", "test/loss"], 0.0)
+        for summary in hparams(settings, metrics):
+            self.experiment.file_writer.add_summary(summary)
