@@ -1,7 +1,8 @@
 """`DigitClassifier`: how a network learns and how it is measured."""
 
+from collections.abc import Callable
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 Batch = tuple[Tensor, Tensor]  # float images (N, 1, 28, 28), int64 labels (N,)
@@ -75,7 +77,7 @@ class DigitClassifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", self.test_accuracy, batch)
 
-    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
+    def _evaluate(self, stage: str, accuracy: Metric, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
         accuracy.update(logits, labels)
@@ -89,13 +91,14 @@ class DigitClassifier(LightningModule):
         if self.lr_scheduler is None:
             self._continue(optimizer, None)
             return optimizer
-        scheduler = self.lr_scheduler(optimizer, **self._total_steps())
+        scheduler = self.lr_scheduler(optimizer, **self._total_steps(self.lr_scheduler))
         self._continue(optimizer, scheduler)
-        config = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            # Lightning's subclass names its metric; torch's own does not.
-            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        # Lightning's ReduceLROnPlateau names its metric; torch's own, and other schedules, do not.
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._checkpoint = checkpoint
@@ -124,14 +127,13 @@ class DigitClassifier(LightningModule):
         self._checkpoint["optimizer_states"] = [settings]
         self._checkpoint["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []
 
-    def _total_steps(self) -> dict[str, int]:
-        """The argument that a schedule such as `OneCycleLR` needs, unless it was given."""
-        factory = self.lr_scheduler
-        given = getattr(factory, "keywords", {})
-        # LightningCLI hands over a partial with every argument in it, None where nothing was given.
-        if "total_steps" not in {*given, *signature(factory).parameters}:
+    def _total_steps(self, schedule: Callable[..., Any]) -> dict[str, int]:
+        """Return the argument that a schedule such as `OneCycleLR` needs, unless it was given."""
+        # LightningCLI hands over a partial with every argument among its keywords, None where none was given.
+        given = getattr(schedule, "keywords", {})
+        if "total_steps" not in {*given, *signature(schedule).parameters}:
             return {}
-        if given.get("total_steps") is not None or given.get("epochs") is not None:
+        if given.get("total_steps") or given.get("epochs"):
             return {}
-        by_step = self.lr_interval == "step"
-        return {"total_steps": int(self.trainer.estimated_stepping_batches) if by_step else self.trainer.max_epochs}
+        steps = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
+        return {"total_steps": cast(int, steps)}

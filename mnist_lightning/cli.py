@@ -1,34 +1,31 @@
 """The command line: LightningCLI, and what it takes to train, find and test a run of MNIST with it."""
 
-import logging
 import os
-import re
-import sys
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import checkpoint, runs
+from mnist_lightning import checkpoint, console, runs
 from mnist_lightning.archive import ArchiveError
+from mnist_lightning.checkpoint import CheckpointError
 from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.console import PROGRAM
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.logger import RunLogger
+from mnist_lightning.logger import RunLogger, RunRecorder
+from mnist_lightning.runs import NoCheckpointError
 
-PROGRAM = "python -m mnist_lightning"
 LOGS = "lightning_logs"
 
 
-def main(args: ArgsType = None) -> None:
-    """Run one verb: `fit`, `validate`, `test` or `predict`.
+def main(args: list[str] | None = None) -> None:
+    """Run one verb: `fit`, `validate` or `test`.
 
     Args:
         args: what would follow `python -m mnist_lightning` on a command line; that of this process by default.
@@ -36,69 +33,17 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: the arguments, or the files that they name, can't be used. A message says why.
     """
-    _silence()
+    console.silence()
     try:
         DigitCLI(args)
-    except (ArchiveError, checkpoint.CheckpointError, runs.NoCheckpointError) as error:
-        sys.exit(f"{PROGRAM}: error: {error}")
-
-
-def _silence() -> None:
-    """Take out what a user of this program can't act on."""
-    # Advertisements for two packages.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    for message in (
-        # Lightning 2.6 under a newer torch and a newer jsonargparse (PL#21900).
-        r".*LeafSpec.* is deprecated",
-        r"[\s\S]*was deprecated in v4",
-        # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
-        r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
-        r"The dirpath has changed from",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-class DigitParser(LightningArgumentParser):
-    """A parser that says in a line what is wrong: the flag, what was found, what was expected.
-
-    jsonargparse prints the whole usage, and a type's every alternative on a line of its own.
-    """
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # one of its inner parsers, whose message becomes part of a longer one
-            super().error(message, ex)
-        message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
-        message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
-        message = re.sub(r"<class '(.+?)'>", r"\1", message).replace("typing.", "")
-        noise = r"Does not validate|Subtypes:|Errors:|Expected a NoneType|Expected a path but|Given value type|$"
-        lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
-        message = " ".join(line for line in lines if not re.match(noise, line))
-        self.exit(2, f"{PROGRAM}: error: {message}\nSee {PROGRAM} VERB --help\n")
-
-
-class RunRecorder(SaveConfigCallback):
-    """Records what a run was made of: `config.yaml` in its folder, and TensorBoard's HPARAMS tab."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # `test` writes into the folder of the run that it tests, whose record stands.
-        if stage == "fit" and trainer.logger:
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.logger, RunLogger):
-            trainer.logger.log_settings(
-                {
-                    key: value if isinstance(value, bool | int | float) else str(value)
-                    for key, value in self.config.items()
-                    if key.startswith(("model.", "data.", "seed_everything", "trainer.max_epochs"))
-                }
-            )
+    except (ArchiveError, CheckpointError, NoCheckpointError) as error:
+        console.fail(str(error))
 
 
 class DigitCLI(LightningCLI):
     """LightningCLI for `DigitClassifier` and `MNISTDataModule`."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
             DigitClassifier,
             MNISTDataModule,
@@ -106,7 +51,7 @@ class DigitCLI(LightningCLI):
             # An epoch takes seconds: what a sanity check would find, the first validation finds.
             trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
             seed_everything_default=42,
-            parser_class=DigitParser,
+            parser_class=console.Parser,
             args=args,
             # DigitClassifier configures its own, with the number of steps at hand.
             auto_configure_optimizers=False,
@@ -114,10 +59,14 @@ class DigitCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb != "predict"}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model.network": {"class_path": "mnist_lightning.networks.LeNet"}})
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with what the checkpoint stores in place of the defaults.
 
         LightningCLI would let the checkpoint win over the command line (PL#20801).
@@ -174,15 +123,17 @@ class DigitCLI(LightningCLI):
             self.parser.error("--data.val_size is 0, so there is nothing to validate on; expected at least 1")
         if not validates:
             kwargs["limit_val_batches"] = 0
-        callbacks: list[Callback] = [*(config.callbacks or [])]
+        callbacks: list[Callback] = config.callbacks or []
+        if isinstance(callbacks, Callback):  # the form without brackets: one callback
+            callbacks = [callbacks]
         # Named because Lightning takes rich's bar where rich is installed (PL#20896), which is slower; every step
         # on the bar costs time too.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(TQDMProgressBar(refresh_rate=50))
+            callbacks = [*callbacks, TQDMProgressBar(refresh_rate=50)]
         if config.logger in (None, True):
             kwargs["logger"] = self._run_logger() or False
             if self.subcommand == "fit" and config.enable_checkpointing is not False:
-                callbacks += self._run_checkpoints(validates)
+                callbacks = [*callbacks, *self._run_checkpoints(validates)]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _run_logger(self) -> RunLogger | None:
@@ -190,7 +141,7 @@ class DigitCLI(LightningCLI):
         if self.subcommand == "validate":
             return None
         logs = Path(self.config_init[self.subcommand].trainer.default_root_dir or "", LOGS)
-        if self.subcommand == "test" and (run := runs.of_checkpoint(self.checkpoint)):
+        if self.subcommand == "test" and self.checkpoint and (run := runs.of_checkpoint(self.checkpoint)):
             return RunLogger(
                 save_dir=run.parent.parent,
                 name=run.parent.name,
@@ -219,7 +170,8 @@ class DigitCLI(LightningCLI):
         best = self.trainer.checkpoint_callback
         if not isinstance(self.trainer.logger, RunLogger) or not isinstance(best, ModelCheckpoint):
             return
-        what = f"Best val/acc {best.best_model_score:.4f}:" if best.monitor == "val/acc" else "Newest weights:"
+        score = best.best_model_score
+        what = f"Best val/acc {score:.4f}:" if score is not None and best.monitor == "val/acc" else "Checkpoint:"
         print(
             f"\n{what} {os.path.relpath(best.best_model_path)}\n"
             f"Test it:    {PROGRAM} test --ckpt_path best\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mnist_lightning import archive
@@ -75,7 +76,6 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.mean = mean
         self.std = std
-        self._train_loader: TensorLoader | None = None
 
     def prepare_data(self) -> None:
         archive.prepare(self.root)
@@ -124,11 +124,11 @@ class MNISTDataModule(LightningDataModule):
             return {}
         # Lightning's count: one of our own would be a batch ahead after an exception in a training step.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"batches_done": progress.processed}
+        return {"batches_done": progress.processed}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches that are done. Lightning restores the epoch itself."""
-        if self._train_loader is not None:  # None where a checkpoint is only tested
+        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
             sampler = self._train_loader.sampler
             sampler.start = state["batches_done"] % len(sampler)
 

@@ -1,9 +1,12 @@
-"""`RunLogger`: the curves of a run in TensorBoard."""
+"""What a run records of itself: its configuration, and its curves in TensorBoard."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 
@@ -23,7 +26,7 @@ class RunLogger(TensorBoardLogger):
         self._epoch_step: int | None = None
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Draw scalars at a step. Lightning calls this up to three times for the last step of an epoch."""
         if self.test_step is not None:
             step = self.test_step
@@ -41,3 +44,22 @@ class RunLogger(TensorBoardLogger):
         metrics = dict.fromkeys(["val/acc", "val/loss", "train/acc", "train/loss", "test/acc", "test/loss"], 0.0)
         for summary in hparams(settings, metrics):
             self.experiment.file_writer.add_summary(summary)
+
+
+class RunRecorder(SaveConfigCallback):
+    """Records what a run was made of: `config.yaml` in its folder, and TensorBoard's HPARAMS tab."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # `test` writes into the folder of the run that it tests, whose record stands.
+        if stage == "fit" and trainer.logger:
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.log_settings(
+                {
+                    key: value if isinstance(value, bool | int | float) else str(value)
+                    for key, value in self.config.items()
+                    if key.startswith(("model.", "data.", "seed_everything", "trainer.max_epochs"))
+                }
+            )

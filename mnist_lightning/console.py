@@ -1,0 +1,48 @@
+"""What a user reads in the terminal, beside Lightning's own words."""
+
+import logging
+import re
+import sys
+import warnings
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+PROGRAM = "python -m mnist_lightning"
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with a message and exit code 1."""
+    sys.exit(f"{PROGRAM}: error: {message}")
+
+
+def silence() -> None:
+    """Take out what a user of this program can't act on."""
+    # Advertisements for two packages.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    for message in (
+        # Lightning 2.6 under a newer torch.
+        r".*LeafSpec.* is deprecated",
+        # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
+        r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+        r"The dirpath has changed from",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+class Parser(LightningArgumentParser):
+    """A parser that says in a line what is wrong: the flag, what was found, what was expected.
+
+    jsonargparse prints the whole usage, and every alternative of a type on a line of its own.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # one of its inner parsers, whose message becomes part of a longer one
+            super().error(message, ex)
+        message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
+        message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
+        message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
+        noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
+        lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
+        message = " ".join(line for line in lines if not re.match(noise, line))
+        self.exit(2, f"{PROGRAM}: error: {message}\nSee {PROGRAM} VERB --help\n")

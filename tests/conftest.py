@@ -1,0 +1,68 @@
+"""Small data in the official format, cut from the real archives, and the command line in this process."""
+
+import gzip
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+from mnist_lightning import archive
+from mnist_lightning.cli import main
+
+ROOT = Path(__file__).parent.parent
+DATA = str(ROOT / "data")
+
+
+def write_idx(path: Path, tensor: Tensor) -> str:
+    """Write a uint8 tensor as a gzipped IDX file, and return its MD5."""
+    header = bytes([0, 0, 8, tensor.dim()]) + b"".join(size.to_bytes(4, "big") for size in tensor.shape)
+    packed = gzip.compress(header + tensor.to(torch.uint8).numpy().tobytes(), mtime=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(packed)
+    return hashlib.md5(packed).hexdigest()
+
+
+@pytest.fixture
+def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data folder with the first 640 training and 200 test images, taken for the official archives."""
+    root = tmp_path / "small_data"
+    resources = []
+    for split, prefix, size in (("train", "train", 640), ("test", "t10k", 200)):
+        images, labels = archive.read(DATA, split)
+        for tensor, suffix in ((images, "images-idx3-ubyte.gz"), (labels, "labels-idx1-ubyte.gz")):
+            name = f"{prefix}-{suffix}"
+            resources.append((name, write_idx(archive.raw_folder(str(root)) / name, tensor[:size])))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    return str(root)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, for runs to be written in."""
+    folder = tmp_path / "workplace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line on the small data, quickly: 540 images and 5 steps an epoch."""
+    # LightningCLI warns where a program is given arguments both ways.
+    monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
+
+    def run(verb: str, *args: str) -> None:
+        quick = [f"--data.root={small_data}", "--trainer.log_every_n_steps=1"]
+        if verb == "fit":
+            quick += ["--data.val_size=100", "--trainer.max_epochs=2"]
+        main([verb, *quick, *args])
+
+    return run

@@ -1,0 +1,158 @@
+"""What can't be done ends in a line that says why, before anything on disk has changed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DATA, Run
+from torch import nn
+from torchvision.datasets import MNIST
+
+from mnist_lightning import archive
+
+
+class OtherNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 7, 3)
+
+
+@pytest.fixture
+def files(workplace: Path) -> Path:
+    """The files that the arguments below name."""
+    Path("wrong_type.yaml").write_text("trainer:\n  max_epochs: many\n")
+    Path("wrong_key.yaml").write_text("trainer:\n  max_epoch: 3\n")
+    Path("no_yaml.yaml").write_text("trainer: [")
+    weights = {"network.conv1.weight": torch.zeros(7, 1, 3, 3)}
+    torch.save({"state_dict": weights, "hyper_parameters": {}}, "other.ckpt")
+    torch.save(weights, "weights.pth")
+    Path("truncated.ckpt").write_bytes(Path("other.ckpt").read_bytes()[:500])
+    Path("text.ckpt").write_text("no checkpoint")
+    Path("a_file").touch()
+    return workplace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ("--no_such_flag 1", "unrecognized arguments: --no_such_flag"),
+        ("--config missing.yaml", "--config: File does not exist: 'WORKPLACE/missing.yaml'"),
+        ("--config wrong_type.yaml", "--trainer.max_epochs: expected int Given value: many"),
+        ("--config wrong_key.yaml", "does not accept option 'trainer.max_epoch'"),
+        ("--config no_yaml.yaml", "--config is not a YAML file"),
+        ("--data.batch_size 0", "batch_size (--data.batch_size) is 0; expected at least 1"),
+        ("--data.batch_size -1", "batch_size (--data.batch_size) is -1; expected at least 1"),
+        ("--data.batch_size abc", "--data.batch_size: expected int. Got value: abc"),
+        ("--data.val_size 60000", "val_size (--data.val_size) is 60000; expected 0..59999"),
+        ("--data.val_size -1", "val_size (--data.val_size) is -1; expected 0..59999"),
+        ("--model.optimizer Adamant", "--model.optimizer: expected dot import path string: Adamant"),
+        ("--model.optimizer.lr -1", "Invalid learning rate: -1.0"),
+        (
+            "--ckpt_path missing.ckpt",
+            "missing.ckpt (--ckpt_path) is not a file; expected a checkpoint, best or last",
+        ),
+        ("--ckpt_path last", "no run in lightning_logs has a checkpoints/last.ckpt"),
+        (
+            "--ckpt_path truncated.ckpt",
+            "truncated.ckpt (--ckpt_path) is not a checkpoint, or only a part of one",
+        ),
+        ("--ckpt_path text.ckpt", "text.ckpt (--ckpt_path) is not a checkpoint, or only a part of one"),
+        (
+            "--ckpt_path weights.pth",
+            "weights.pth (--ckpt_path) is no checkpoint of Lightning's: it has no state_dict",
+        ),
+        (
+            "--ckpt_path other.ckpt",
+            "other.ckpt (--ckpt_path) is of another network: network.conv1.weight is (7, 1, 3, 3) there and "
+            "(6, 1, 3, 3) here",
+        ),
+        (
+            "--trainer.default_root_dir a_file",
+            "--trainer.default_root_dir: no run can be written in a_file/lightning_logs: Not a directory",
+        ),
+        (
+            "--trainer.default_root_dir /proc",
+            "--trainer.default_root_dir: no run can be written in /proc/lightning_logs: No such file or directory",
+        ),
+    ],
+)
+def test_fit_says_what_is_wrong(
+    arguments: str, found: str, run: Run, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        run("fit", *arguments.split())
+    message = error_message(caught.value, capsys)
+    assert found.replace("WORKPLACE", str(files)) in message
+    assert len(message.splitlines()) <= 2
+    assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+    assert list(Path("lightning_logs").glob("*")) == []
+
+
+def error_message(stop: SystemExit, capsys: pytest.CaptureFixture[str]) -> str:
+    """The lines that a shell would show from `python -m mnist_lightning: error` on."""
+    assert stop.code not in (0, None)
+    printed = capsys.readouterr().err + (f"{stop.code}\n" if isinstance(stop.code, str) else "")
+    return printed[printed.index("python -m mnist_lightning: error:") :]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has an accelerator")
+def test_gpu_on_a_machine_without_one(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("fit", "--trainer.accelerator", "gpu")
+    assert "--trainer.accelerator is gpu, and torch finds none here" in error_message(caught.value, capsys)
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_random_weights_are_never_evaluated(verb: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(verb)
+    assert "no run in lightning_logs has a checkpoints/best.ckpt" in error_message(caught.value, capsys)
+
+
+def test_validation_without_a_split(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--data.val_size=0")
+    with pytest.raises(SystemExit) as caught:
+        run("validate")
+    assert "--data.val_size is 0, so there is nothing to validate on" in error_message(caught.value, capsys)
+
+
+def test_missing_archives_without_a_network(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(SystemExit) as caught:
+        run("fit", "--data.root=elsewhere")
+    message = error_message(caught.value, capsys)
+    assert "elsewhere/MNIST/raw/train-images-idx3-ubyte.gz is missing and no mirror gave it" in message
+    assert "--data.root" in message
+    assert len(message.splitlines()) == 2
+    assert list(Path("lightning_logs").glob("*")) == []
+
+
+def test_a_malicious_checkpoint_is_refused(run: Run, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path("executed"),)
+
+    torch.save({"state_dict": {}, "payload": Payload()}, "malicious.ckpt")
+    with pytest.raises(SystemExit) as caught:
+        run("test", "--ckpt_path=malicious.ckpt")
+    assert "malicious.ckpt (--ckpt_path) can't be read as a checkpoint" in error_message(caught.value, capsys)
+    assert not Path("executed").exists()
+
+
+def test_the_process_ends_with_the_message_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mnist_lightning", "fit", "--data.root", DATA, "--data.batch_size", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "Seed set to 42",
+        "python -m mnist_lightning: error: batch_size (--data.batch_size) is 0; expected at least 1",
+        "See python -m mnist_lightning VERB --help",
+    ]
+    assert list(tmp_path.iterdir()) == []
+    assert archive.TRAIN_SIZE == 60_000

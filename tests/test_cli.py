@@ -1,0 +1,203 @@
+"""Each verb as a user types it, on small data."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.nn import functional as F
+
+from mnist_lightning import DigitClassifier, LeNet, archive
+
+FIRST = Path("lightning_logs/version_0")
+LAST = FIRST / "checkpoints/last.ckpt"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def curves(run: Path) -> dict[str, list[int]]:
+    """The steps at which each scalar of a run has a point."""
+    events = EventAccumulator(str(run)).Reload()
+    return {name: [point.step for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_fit_leaves_a_whole_run_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    assert sorted(path.name for path in (FIRST / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    config = yaml.safe_load((FIRST / "config.yaml").read_text())
+    assert config["data"]["val_size"] == 100
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.001
+    assert config["seed_everything"] == 42
+    assert curves(FIRST) == {
+        "train/loss": list(range(10)),
+        "lr": list(range(10)),
+        "epoch": list(range(10)),
+        "train/acc": [4, 9],
+        "val/loss": [4, 9],
+        "val/acc": [4, 9],
+    }
+    out = capsys.readouterr().out
+    assert "Best val/acc 0." in out
+    assert "lightning_logs/version_0/checkpoints/best.ckpt" in out
+    for command in ("test --ckpt_path best", "fit --ckpt_path last --trainer.max_epochs 4"):
+        assert f"python -m mnist_lightning {command}\n" in out
+    assert "tensorboard --logdir lightning_logs\n" in out
+
+
+def test_best_is_the_checkpoint_with_the_highest_validation_accuracy(run: Run) -> None:
+    run("fit", "--model.optimizer.lr=0.1", "--trainer.max_epochs=4")
+    points = EventAccumulator(str(FIRST)).Reload().Scalars("val/acc")
+    highest = max(points, key=lambda point: point.value)
+    assert load(FIRST / "checkpoints/best.ckpt")["global_step"] == highest.step + 1
+    assert load(LAST)["global_step"] == 20
+
+
+def test_hparams_tab_names_the_settings_and_the_final_metrics(run: Run) -> None:
+    run("fit", "--model.optimizer.lr=0.02")
+    events = EventAccumulator(str(FIRST)).Reload()
+    plugin = events.summary_metadata
+    content = {
+        tag: HParamsPluginData.FromString(plugin[tag].plugin_data.content)
+        for tag in ("_hparams_/experiment", "_hparams_/session_start_info")
+    }
+    metrics = {info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos}
+    assert {"val/acc", "val/loss", "train/acc", "test/acc"} <= metrics
+    settings = content["_hparams_/session_start_info"].session_start_info.hparams
+    assert settings["model.optimizer.init_args.lr"].number_value == 0.02
+    assert settings["model.network.class_path"].string_value == "mnist_lightning.LeNet"
+
+
+def test_test_counts_what_plain_pytorch_counts(run: Run, small_data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--model.optimizer.lr=0.1")
+    run("test", "--ckpt_path=last")
+    network = LeNet()
+    weights = load(LAST)["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): weight for name, weight in weights.items()})
+    images, labels = archive.read(small_data, "test")
+    with torch.no_grad():
+        logits = network((images[:, None] / 255 - 0.5) / 0.5)
+    events = EventAccumulator(str(FIRST)).Reload()
+    assert events.Scalars("test/acc")[0].value == pytest.approx((logits.argmax(1) == labels).sum().item() / 200)
+    assert events.Scalars("test/loss")[0].value == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_test_draws_into_the_run_whose_checkpoint_it_tests(run: Run) -> None:
+    run("fit")
+    config = (FIRST / "config.yaml").read_bytes()
+    run("test", "--ckpt_path=last")
+    assert curves(FIRST)["test/acc"] == [9]
+    assert curves(FIRST)["epoch"] == list(range(10))
+    assert (FIRST / "config.yaml").read_bytes() == config
+    assert [path.name for path in FIRST.parent.iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_evaluation_takes_the_newest_best_by_default_and_says_so(
+    verb: str, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    run("fit")
+    run("fit", "--seed_everything=1")
+    (FIRST.parent / "version_2").mkdir()
+    run(verb)
+    assert "Loaded model weights from the checkpoint at lightning_logs/version_1/checkpoints/best.ckpt" in caplog.text
+
+
+def test_validate_measures_on_the_split_of_the_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    accuracy = EventAccumulator(str(FIRST)).Reload().Scalars("val/acc")[-1].value
+    capsys.readouterr()
+    run("validate", "--ckpt_path=last")  # val_size is the checkpoint's, not the default
+    assert str(accuracy)[:8] in capsys.readouterr().out
+
+
+def test_fit_goes_on_from_a_checkpoint(run: Run) -> None:
+    run("fit", "--model.optimizer.momentum=0.5")
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
+    checkpoint = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 15)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.5
+
+
+def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
+    run("fit", "--model.optimizer.lr=0.01", "--model.label_smoothing=0.1", "--data.batch_size=64")
+    momentum = load(LAST)["optimizer_states"][0]["state"][0]["momentum_buffer"]
+    run("fit", "--ckpt_path=last", "--model.optimizer.lr=0", "--trainer.max_epochs=3")
+    continued = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
+    assert continued["optimizer_states"][0]["param_groups"][0]["lr"] == 0
+    # With a learning rate of 0 the weights stay; the momentum, taken over, moves on.
+    before = load(LAST)["state_dict"]
+    assert all(torch.equal(before[name], weight) for name, weight in continued["state_dict"].items())
+    assert not torch.equal(continued["optimizer_states"][0]["state"][0]["momentum_buffer"], momentum)
+    # What was not given anew is the checkpoint's.
+    assert continued["hyper_parameters"]["label_smoothing"] == 0.1
+    assert continued["datamodule_hyper_parameters"]["batch_size"] == 64
+
+
+def test_another_optimizer_starts_afresh_from_a_checkpoint(run: Run) -> None:
+    run("fit")
+    run("fit", "--ckpt_path=last", "--model.optimizer=Adam", "--trainer.max_epochs=3")
+    state = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))["optimizer_states"][0]["state"][0]
+    assert state["step"] == 5
+
+
+def test_a_longer_one_cycle_goes_on_where_the_longer_cycle_would_be(run: Run) -> None:
+    schedule = [
+        "--model.lr_scheduler=OneCycleLR",
+        "--model.lr_scheduler.max_lr=0.1",
+        "--model.lr_interval=step",
+    ]
+    run("fit", *schedule, "--trainer.max_epochs=2")
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=4")
+    run("fit", *schedule, "--trainer.max_epochs=4")
+    rates = {}
+    for version in (1, 2):
+        points = EventAccumulator(f"lightning_logs/version_{version}").Reload().Scalars("lr")
+        rates[version] = [point.value for point in points]
+    assert rates[1] == rates[2][10:]
+
+
+def test_a_runs_configuration_repeats_it(run: Run) -> None:
+    run("fit", "--model.optimizer=Adam", "--model.optimizer.lr=0.01")
+    run("fit", f"--config={FIRST / 'config.yaml'}")
+    weights = [load(Path(f"lightning_logs/version_{n}/checkpoints/last.ckpt"))["state_dict"] for n in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_checkpoint_of_the_command_line_loads_by_itself(run: Run) -> None:
+    run("fit", "--model.label_smoothing=0.1")
+    model = DigitClassifier.load_from_checkpoint(LAST, weights_only=True)
+    assert model.label_smoothing == 0.1
+    assert torch.equal(model.network.fc3.weight, load(LAST)["state_dict"]["network.fc3.weight"])
+
+
+def test_without_validation_best_is_last(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--data.val_size=0")
+    best, last = (load(FIRST / f"checkpoints/{name}.ckpt")["state_dict"] for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
+    assert "val/acc" not in curves(FIRST)
+    assert "Checkpoint: lightning_logs/version_0/checkpoints/best.ckpt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_runs(config: Path, run: Run) -> None:
+    run("fit", f"--config={config}", "--trainer.max_epochs=1")
+    assert LAST.is_file()
+
+
+def test_progress_bar_and_logger_of_the_users_own_are_kept(run: Run) -> None:
+    run(
+        "fit",
+        "--trainer.callbacks=TQDMProgressBar",
+        "--trainer.logger=CSVLogger",
+        "--trainer.logger.save_dir=out",
+    )
+    assert not FIRST.exists()
+    assert Path("out/lightning_logs/version_0/metrics.csv").is_file()

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from conftest import DATA
+from lightning.pytorch import seed_everything
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+
+from mnist_lightning import MNISTDataModule, archive
+from mnist_lightning.data import TensorLoader, split
+
+
+def ready(stage: str = "fit", root: str = DATA, **arguments: float) -> MNISTDataModule:
+    data = MNISTDataModule(root, **arguments)
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+@pytest.mark.parametrize("val_size", [1, 5_000, 12_345, 59_999])
+def test_split_is_disjoint_complete_and_stratified(val_size: int) -> None:
+    labels = archive.read(DATA, "train")[1]
+    train, val = split(labels, val_size)
+    assert (len(train), len(val)) == (60_000 - val_size, val_size)
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(60_000))
+    share = labels.bincount(minlength=10) * val_size / 60_000
+    assert (labels[val].bincount(minlength=10) - share).abs().max() < 1
+
+
+def test_split_is_the_same_whatever_the_seed_and_leaves_the_random_state_alone() -> None:
+    labels = archive.read(DATA, "train")[1]
+    seed_everything(1)
+    before = torch.random.get_rng_state()
+    first = split(labels, 5_000)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    seed_everything(2)
+    second = split(labels, 5_000)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_split_of_nothing_keeps_all() -> None:
+    train, val = split(torch.arange(10), 0)
+    assert torch.equal(train, torch.arange(10))
+    assert val.shape == (0,)
+
+
+def test_loaders_have_the_sizes_of_the_splits() -> None:
+    data = ready()
+    assert len(data.train_dataloader()) == 430
+    assert isinstance(data.val_dataloader(), TensorLoader)
+    assert len(data.val_dataloader()) == 40
+    assert len(ready("test").test_dataloader()) == 79
+
+
+def test_without_validation_all_60000_images_train_in_469_batches() -> None:
+    data = ready(val_size=0)
+    assert len(data.train_dataloader()) == 469
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 60_000
+    assert data.val_dataloader() == []
+
+
+def test_batches_travel_as_uint8() -> None:
+    images, labels = next(iter(ready().train_dataloader()))
+    assert (images.shape, images.dtype) == ((128, 28, 28), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((128,), torch.int64)
+
+
+def test_test_batches_are_the_official_images_in_order() -> None:
+    images, labels = archive.read(DATA, "test")
+    batches = list(ready("test", batch_size=3_000).test_dataloader())
+    assert [len(batch[1]) for batch in batches] == [3_000, 3_000, 3_000, 1_000]
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), images)
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), labels)
+
+
+def test_images_and_labels_of_a_shuffled_batch_belong_together() -> None:
+    images, labels = archive.read(DATA, "train")
+    loader = ready(val_size=0).train_dataloader()
+    indices = next(iter(loader.sampler))
+    batch = next(iter(loader))
+    assert torch.equal(batch[0], images[indices])
+    assert torch.equal(batch[1], labels[indices])
+
+
+class CountingTensor(torch.Tensor):
+    indexed = 0
+
+    def __getitem__(self, indices: object) -> torch.Tensor:
+        type(self).indexed += 1
+        return super().__getitem__(indices)
+
+
+def test_each_batch_is_one_index_operation() -> None:
+    loader = ready().train_dataloader()
+    loader.images = loader.images.as_subclass(CountingTensor)
+    assert sum(1 for _ in loader) == CountingTensor.indexed == 430
+
+
+def test_the_order_follows_the_seed_and_the_epoch() -> None:
+    def labels(seed: int, epoch: int) -> torch.Tensor:
+        seed_everything(seed)
+        loader = ready().train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return next(iter(loader))[1]
+
+    assert torch.equal(labels(42, 0), labels(42, 0))
+    assert not torch.equal(labels(42, 0), labels(42, 1))
+    assert not torch.equal(labels(42, 0), labels(43, 0))
+
+
+def test_device_transform_is_torchvisions_to_tensor_and_normalize_to_the_bit() -> None:
+    images, labels = next(iter(ready("test").test_dataloader()))
+    pixels, same_labels = MNISTDataModule().on_after_batch_transfer((images, labels), 0)
+    expected = transforms.Compose([to_pil_image, transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+    assert torch.equal(pixels, torch.stack([expected(image) for image in images]))
+    assert (pixels.shape, pixels.dtype) == ((128, 1, 28, 28), torch.float32)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert torch.equal(labels, same_labels)
+
+
+def test_device_transform_uses_mean_and_std() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1)
+    pixels, _ = MNISTDataModule(mean=0.1, std=0.2).on_after_batch_transfer((images, images), 0)
+    torch.testing.assert_close(pixels.flatten(), torch.tensor([-0.5, 4.5]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size .* is 0; expected at least 1"),
+        ({"val_size": -1}, r"val_size .* is -1; expected 0\.\.59999"),
+        ({"val_size": 60_000}, r"val_size .* is 60000; expected 0\.\.59999"),
+        ({"std": 0.0}, "std .* is 0.0; expected more than 0"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MNISTDataModule(**arguments)

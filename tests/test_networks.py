@@ -1,0 +1,51 @@
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_lightning import LeNet
+
+
+class Net(nn.Module):
+    """The tutorial's network as the tutorial computes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3)
+        self.conv2 = nn.Conv2d(6, 16, 3)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), (2, 2))
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc1(x.view(-1, 400)))
+        return self.fc3(F.relu(self.fc2(x)))
+
+
+def test_lenet_gives_ten_logits_for_each_image() -> None:
+    logits = LeNet()(torch.randn(3, 1, 28, 28))
+    assert logits.shape == (3, 10)
+    assert logits.dtype == torch.float32
+
+
+def test_lenet_has_the_tutorials_parameters() -> None:
+    parameters = list(LeNet().parameters())
+    assert len(parameters) == 10
+    assert parameters[0].shape == (6, 1, 3, 3)
+    assert sum(parameter.numel() for parameter in parameters) == 60_074
+
+
+def test_weights_go_both_ways_between_lenet_and_the_tutorials_net() -> None:
+    torch.manual_seed(0)
+    ours, theirs = LeNet(), Net()
+    theirs.load_state_dict(ours.state_dict())
+    LeNet().load_state_dict(theirs.state_dict())
+
+    # Whole 0 and 1 pixels, so that pooling sees ties.
+    images = torch.randint(0, 2, (32, 1, 28, 28)).float()
+    assert torch.equal(ours(images), theirs(images))
+    ours(images).square().sum().backward()
+    theirs(images).square().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from mnist_lightning import runs
+
+
+def make_run(logs: Path, version: str, *checkpoints: str) -> Path:
+    folder = logs / version / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in checkpoints:
+        (folder / f"{name}.ckpt").touch()
+    (folder.parent / "config.yaml").touch()
+    return folder.parent
+
+
+def test_runs_are_listed_oldest_first_by_number(tmp_path: Path) -> None:
+    for version in ("version_10", "version_9", "version_2"):
+        make_run(tmp_path, version)
+    (tmp_path / "version_x").mkdir()
+    (tmp_path / "version_11").touch()
+    assert [run.name for run in runs.list_runs(tmp_path)] == ["version_2", "version_9", "version_10"]
+
+
+def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) -> None:
+    make_run(tmp_path, "version_8", "best", "last")
+    make_run(tmp_path, "version_9", "best", "last")
+    make_run(tmp_path, "version_10", "last")
+    make_run(tmp_path, "version_11")
+    assert runs.find_checkpoint("best", tmp_path) == tmp_path / "version_9/checkpoints/best.ckpt"
+    assert runs.find_checkpoint("last", tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize("logs", [".", "missing"])
+def test_no_checkpoint_at_all_is_an_error(tmp_path: Path, logs: str) -> None:
+    with pytest.raises(runs.NoCheckpointError, match=r"no run in .* has a checkpoints/last\.ckpt"):
+        runs.find_checkpoint("last", tmp_path / logs)
+
+
+def test_the_run_of_a_checkpoint_is_the_folder_with_its_configuration(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "version_0", "best")
+    assert runs.of_checkpoint(run / "checkpoints/best.ckpt") == run
+    (run / "config.yaml").unlink()
+    assert runs.of_checkpoint(run / "checkpoints/best.ckpt") is None
+    assert runs.of_checkpoint(tmp_path / "best.ckpt") is None
