@@ -1,0 +1,111 @@
+"""How long an epoch takes: the tutorial's loop, a bare loop over tensors in memory, and `fit` as a user runs it.
+
+    python benchmarks/speed.py [ROUNDS]
+
+Runs on the CPU, the three in turn in each round, so that a machine whose speed drifts does not favour one. An epoch
+is the same 55,000 images in batches of 128 for all; `fit` also validates on 5,000, draws curves, saves two
+checkpoints and shows its bar.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import MNIST
+
+from mnist_lightning import LeNet, archive
+from mnist_lightning.cli import main as mnist_lightning
+from mnist_lightning.data import split
+
+DATA = str(Path(__file__).parent.parent / "data")
+
+
+def tutorial_epoch(subset: Subset) -> float:
+    """Images one by one through PIL and torchvision's transforms, in two worker processes."""
+    loader = DataLoader(subset, batch_size=128, shuffle=True, num_workers=2)
+    network = LeNet()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
+    start = time.perf_counter()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return time.perf_counter() - start
+
+
+def bare_epoch(images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Float images `(N, 1, 28, 28)`, normalised beforehand, and nothing else."""
+    network = LeNet()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
+    start = time.perf_counter()
+    for batch in torch.randperm(len(images)).split(128):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+class EpochTimer(Callback):
+    """Times an epoch, validation and checkpoints included."""
+
+    seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        EpochTimer.seconds = time.perf_counter() - self.start
+
+
+def fit_epoch() -> float:
+    """`python -m mnist_lightning fit` with its defaults."""
+    arguments = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", f"--data.root={DATA}"]
+    mnist_lightning(["fit", *arguments, "--trainer.callbacks=__main__.EpochTimer"])
+    return EpochTimer.seconds
+
+
+def main(rounds: int = 5) -> None:
+    images, labels = archive.read(DATA, "train")
+    train, _ = split(labels, 5_000)
+    normalised = (images[train, None] / 255 - 0.5) / 0.5
+    os.chdir(tempfile.mkdtemp())  # torchvision extracts the archives, and `fit` writes runs
+    archive_copy = Path("MNIST/raw")
+    archive_copy.parent.mkdir()
+    archive_copy.mkdir()
+    for path in archive.raw_folder(DATA).glob("*.gz"):
+        (archive_copy / path.name).symlink_to(path)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+    subset = Subset(MNIST(".", train=True, download=True, transform=transform), train.tolist())
+
+    seconds: dict[str, list[float]] = {"tutorial": [], "bare": [], "fit": []}
+    for _ in range(rounds):
+        seconds["tutorial"].append(tutorial_epoch(subset))
+        seconds["bare"].append(bare_epoch(normalised, labels[train]))
+        seconds["fit"].append(fit_epoch())
+
+    bare = statistics.median(seconds["bare"])
+    print(
+        f"\n{os.cpu_count()} x {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads,",
+        end=" ",
+    )
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}")
+    print(f"{'':10} {'median s':>8} {'min':>6} {'max':>6} {'x bare':>7}   ({rounds} epochs each)")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(f"{name:10} {median:8.2f} {min(times):6.2f} {max(times):6.2f} {median / bare:7.2f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
