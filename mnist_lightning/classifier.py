@@ -67,7 +67,7 @@ class DigitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.train_accuracy.update(logits, labels)
         # What Lightning is told between the points that it draws costs half a millisecond a step, and is dropped.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({"train/loss": loss.detach(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
