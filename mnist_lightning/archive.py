@@ -18,7 +18,7 @@ from torchvision.datasets.utils import download_url
 TRAIN_SIZE = 60_000
 
 # torchvision sets none, and a mirror that accepts and never answers would hang a run for ever.
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 4.0
 
 
 class ArchiveError(Exception):

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 class CheckpointError(Exception):
@@ -53,3 +55,35 @@ def check_network(path: Path, content: dict[str, Any], model: nn.Module) -> None
                 f"{path} (--ckpt_path) is of another network: {name} is {stored.get(name, 'missing')} there and "
                 f"{expected.get(name, 'missing')} here; name its network with --model.network"
             )
+
+
+def epochs_done(content: dict[str, Any]) -> int:
+    """Return how many whole epochs a checkpoint of `fit` has behind it."""
+    last_batch = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    return int(content["epoch"] + last_batch)
+
+
+def carry_over(
+    content: dict[str, Any], optimizer: Optimizer, scheduler: LRScheduler | None, position: int, same_class: bool
+) -> None:
+    """Make a checkpoint restore the settings of this optimizer and schedule in place of its own.
+
+    torch restores every setting along with the state: a new learning rate would be forgotten without a word.
+
+    Args:
+        content: what `read` returned, or Lightning loaded; changed in place.
+        optimizer: as it was made.
+        scheduler: as it was made, for this optimizer. It is brought to its position, but for `ReduceLROnPlateau`,
+            which would have to see the metrics again: that starts afresh.
+        position: steps of the schedule that lie behind.
+        same_class: the checkpoint's optimizer is of the same class, so that its state (momentum) can be kept.
+    """
+    if scheduler and not isinstance(scheduler, ReduceLROnPlateau):
+        optimizer.step()  # without gradients it does nothing, and without it torch warns of the wrong order
+        for _ in range(position):
+            scheduler.step()
+    settings = optimizer.state_dict()
+    if same_class:
+        settings["state"] = content["optimizer_states"][0]["state"]
+    content["optimizer_states"] = [settings]
+    content["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []

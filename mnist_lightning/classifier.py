@@ -11,9 +11,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+
+from mnist_lightning.checkpoint import carry_over, epochs_done
 
 Batch = tuple[Tensor, Tensor]  # float images (N, 1, 28, 28), int64 labels (N,)
 
@@ -42,7 +44,7 @@ class DigitClassifier(LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
+        if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing (--model.label_smoothing) is {label_smoothing}; expected 0..1")
         # Objects would make a checkpoint that the safe loader refuses. `cli.py` adds what they were built from.
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
@@ -67,7 +69,8 @@ class DigitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.train_accuracy.update(logits, labels)
         # What Lightning is told between the points that it draws costs half a millisecond a step, and is dropped.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             self.log_dict({"train/loss": loss.detach(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
@@ -107,28 +110,23 @@ class DigitClassifier(LightningModule):
         self._checkpoint = checkpoint
 
     def _continue(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
-        """Where this model's optimizer or schedule is not the checkpoint's, make the checkpoint restore this one's.
-
-        torch restores every setting with the state: a new learning rate would be forgotten without a word. What is
-        kept of an optimizer of the same class is its state (momentum); a new schedule goes on at the old position.
-        """
-        if self._checkpoint is None:
+        """Where optimizer or schedule are configured otherwise than the checkpoint's, let this configuration win."""
+        if self._checkpoint is None or "optimizer" not in self.hparams:  # a notebook's: objects can't be compared
             return
         old, new = self._checkpoint.get("hyper_parameters", {}), self.hparams
-        schedules = self._checkpoint["lr_schedulers"]
-        if all(old.get(key) == new.get(key) for key in ("optimizer", "lr_scheduler", "lr_interval")) and all(
-            state.get("total_steps") == getattr(scheduler, "total_steps", None) for state in schedules
-        ):
+        total_steps = [state.get("total_steps") for state in self._checkpoint["lr_schedulers"]]
+        if all(old.get(key) == new[key] for key in ("optimizer", "lr_scheduler", "lr_interval")) and total_steps == [
+            getattr(scheduler, "total_steps", None)
+        ] * len(total_steps):
             return
-        if scheduler and schedules and not isinstance(scheduler, ReduceLROnPlateau):
-            optimizer.step()  # without gradients it does nothing, and without it torch warns of the wrong order
-            for _ in range(schedules[0]["last_epoch"]):
-                scheduler.step()
-        settings = optimizer.state_dict()
-        if old.get("optimizer", {}).get("class_path") == new.get("optimizer", {}).get("class_path"):
-            settings["state"] = self._checkpoint["optimizer_states"][0]["state"]
-        self._checkpoint["optimizer_states"] = [settings]
-        self._checkpoint["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []
+        by_step = self.lr_interval == "step"
+        carry_over(
+            self._checkpoint,
+            optimizer,
+            scheduler,
+            position=self._checkpoint["global_step"] if by_step else epochs_done(self._checkpoint),
+            same_class=old.get("optimizer", {}).get("class_path") == new["optimizer"]["class_path"],
+        )
 
     def _total_steps(self, schedule: Callable[..., Any]) -> dict[str, int]:
         """Return the argument that a schedule such as `OneCycleLR` needs, unless it was given."""

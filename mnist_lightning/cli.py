@@ -1,9 +1,10 @@
 """The command line: LightningCLI, and what it takes to train, find and test a run of MNIST with it."""
 
 import os
+import shlex
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -36,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
     console.silence()
     try:
         DigitCLI(args)
-    except (ArchiveError, CheckpointError, NoCheckpointError) as error:
+    except (ArchiveError, CheckpointError, NoCheckpointError, MisconfigurationException) as error:
         console.fail(str(error))
 
 
@@ -85,10 +86,12 @@ class DigitCLI(LightningCLI):
         else:
             self.checkpoint = Path(name)
         content = self.stored = checkpoint.read(self.checkpoint)
-        self._parser(verb).set_defaults(
-            {f"model.{key}": value for key, value in content.get("hyper_parameters", {}).items() if key[0] != "_"}
-            | {f"data.{key}": value for key, value in content.get("datamodule_hyper_parameters", {}).items()}
-        )
+        stored = {f"model.{key}": value for key, value in content.get("hyper_parameters", {}).items() if key[0] != "_"}
+        stored |= {f"data.{key}": value for key, value in content.get("datamodule_hyper_parameters", {}).items()}
+        try:
+            self._parser(verb).set_defaults(stored)
+        except (ImportError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint} (--ckpt_path) is not of this program: {error.args[0]}") from error
         self.config = parser.parse_args(args)
         # Out of LightningCLI's sight, and of the run's record: started again from it, a run would resume.
         self.config[verb].ckpt_path = None
@@ -96,10 +99,12 @@ class DigitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-            # What can't be built shows here, before anything is read or written.
-            self.model.optimizer(self.model.parameters())
-        except (ImportError, ValueError, MisconfigurationException) as error:
+        except ValueError as error:  # an argument that DigitClassifier or MNISTDataModule refuses
             self.parser.error(str(error))
+        try:
+            self.model.optimizer(self.model.parameters())  # shows what is wrong with it before anything is written
+        except (TypeError, ValueError) as error:
+            self.parser.error(f"--model.optimizer: {error}")
         # What Lightning would store for a model made by its CLI, were it not for the objects among the arguments:
         # `load_from_checkpoint` builds the model from it.
         config = self.config[self.subcommand].model.as_dict()
@@ -118,9 +123,12 @@ class DigitCLI(LightningCLI):
             )
         if config.barebones:  # Lightning then refuses every logger, bar and checkpoint
             return super().instantiate_trainer(**kwargs)
-        validates = self.datamodule.val_size > 0 and config.limit_val_batches != 0
+        val_size, limit = self.datamodule.val_size, config.limit_val_batches
+        validates = val_size > 0 and limit != 0
         if not validates and self.subcommand == "validate":
-            self.parser.error("--data.val_size is 0, so there is nothing to validate on; expected at least 1")
+            self.parser.error(
+                f"nothing to validate on: --data.val_size is {val_size}, --trainer.limit_val_batches is {limit}"
+            )
         if not validates:
             kwargs["limit_val_batches"] = 0
         callbacks: list[Callback] = config.callbacks or []
@@ -130,11 +138,14 @@ class DigitCLI(LightningCLI):
         # on the bar costs time too.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=50)]
+        if self.subcommand == "fit" and config.enable_checkpointing is not False and config.logger is not False:
+            callbacks = [*callbacks, *run_checkpoints(validates)]
         if config.logger in (None, True):
             kwargs["logger"] = self._run_logger() or False
-            if self.subcommand == "fit" and config.enable_checkpointing is not False:
-                callbacks = [*callbacks, *self._run_checkpoints(validates)]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            self.parser.error(f"--trainer: {error}")
 
     def _run_logger(self) -> RunLogger | None:
         """Return the logger of a new run, or of the run that is tested. What `validate` finds, its curves have."""
@@ -155,26 +166,46 @@ class DigitCLI(LightningCLI):
             self.parser.error(f"--trainer.default_root_dir: no run can be written in {logs}: {error.strerror}")
         return RunLogger(save_dir=logs.parent, name=logs.name)
 
-    def _run_checkpoints(self, validates: bool) -> list[Callback]:
-        # Two, as one with `save_last` leaves `last` at the best epoch once its metric stops improving. Without
-        # validation the newest epoch counts as the best.
-        monitor = "val/acc" if validates else "epoch"
-        return [
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
-            ModelCheckpoint(filename="last", enable_version_counter=False),
-        ]
+    def before_fit(self) -> None:
+        # Lightning would say so too, with an empty run folder and exit code 0.
+        limit = self.trainer.max_epochs
+        if self.checkpoint and limit != -1 and checkpoint.epochs_done(self.stored) >= cast(int, limit):
+            self.parser.error(
+                f"{self.checkpoint} has all of its --trainer.max_epochs {limit} behind it; to go on, give it more"
+            )
 
     @rank_zero_only
     def after_fit(self) -> None:
         """Say what came of the run, and what to type next."""
-        best = self.trainer.checkpoint_callback
-        if not isinstance(self.trainer.logger, RunLogger) or not isinstance(best, ModelCheckpoint):
+        saved = {c.filename: c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)}
+        names = [name for name in ("best", "last") if name in saved and saved[name].best_model_path]
+        if not names:
             return
-        score = best.best_model_score
-        what = f"Best val/acc {score:.4f}:" if score is not None and best.monitor == "val/acc" else "Checkpoint:"
+        chosen = saved[names[0]]
+        score = f" with val/acc {chosen.best_model_score:.4f}" if chosen.monitor == "val/acc" else ""
+        settings = {
+            "--data.root": (self.datamodule.root, "data"),
+            "--trainer.default_root_dir": (self.config[self.subcommand].trainer.default_root_dir, None),
+        }
+        options = "".join(f" {flag} {shlex.quote(x)}" for flag, (x, default) in settings.items() if x != default)
+        more = f" --trainer.max_epochs {2 * self.trainer.current_epoch}"
         print(
-            f"\n{what} {os.path.relpath(best.best_model_path)}\n"
-            f"Test it:    {PROGRAM} test --ckpt_path best\n"
-            f"Train on:   {PROGRAM} fit --ckpt_path last --trainer.max_epochs {2 * self.trainer.current_epoch}\n"
-            f"See curves: tensorboard --logdir {os.path.relpath(self.trainer.logger.root_dir)}"
+            f"\n{names[0].capitalize()} checkpoint{score}: {os.path.relpath(chosen.best_model_path)}\n"
+            f"Test it:    {PROGRAM} test --ckpt_path {names[0]}{options}\n"
+            f"Train on:   {PROGRAM} fit --ckpt_path last{more}{options}"
         )
+        if isinstance(self.trainer.logger, RunLogger):
+            print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(self.trainer.logger.root_dir))}")
+
+
+def run_checkpoints(validates: bool) -> list[ModelCheckpoint]:
+    """Return what writes a run's `best` checkpoint, after a validation, and its `last`, after every epoch.
+
+    One with `save_last` would leave `last` at the best epoch once its metric stops improving. Without validation the
+    newest epoch counts as the best.
+    """
+    monitor = "val/acc" if validates else "epoch"
+    return [
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]

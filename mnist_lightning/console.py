@@ -18,14 +18,18 @@ def fail(message: str) -> NoReturn:
 
 def silence() -> None:
     """Take out what a user of this program can't act on."""
-    # Advertisements for two packages.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    # Advertisements for two packages, and how Lightning counts the steps of a schedule.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage())
+    )
     for message in (
         # Lightning 2.6 under a newer torch.
         r".*LeafSpec.* is deprecated",
         # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
         r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
         r"The dirpath has changed from",
+        # The table of layers estimates bytes, for which it takes 32 bits.
+        r"Precision .* is not supported by the model summary",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -42,6 +46,7 @@ class Parser(LightningArgumentParser):
         message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
         message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
         message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
+        message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
         noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
         lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
         message = " ".join(line for line in lines if not re.match(noise, line))

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -10,7 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mnist_lightning import archive
+from mnist_lightning.checkpoint import CheckpointError
 from mnist_lightning.sampler import EpochSampler
+
+DEFAULT_SEED = 42
 
 
 class TensorLoader:
@@ -40,7 +42,8 @@ class MNISTDataModule(LightningDataModule):
     """MNIST in memory: 55,000 images to train on, 5,000 to validate with, the official 10,000 to test with.
 
     A batch travels as uint8 images `(B, 28, 28)` and int64 labels `(B,)`, and becomes float32 `(B, 1, 28, 28)`,
-    normalised, on its device. The order of the training images follows from the seed of `seed_everything`.
+    normalised, on its device. The order of the training images follows from the seed of `seed_everything`,
+    42 without one.
 
     Args:
         root: holds the archives in `MNIST/raw`; those missing are downloaded there (`archive.py`).
@@ -67,7 +70,7 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"batch_size (--data.batch_size) is {batch_size}; expected at least 1")
         if not 0 <= val_size < archive.TRAIN_SIZE:
             raise ValueError(f"val_size (--data.val_size) is {val_size}; expected 0..{archive.TRAIN_SIZE - 1}")
-        if std <= 0:
+        if not std > 0:  # not a number is not either
             raise ValueError(f"std (--data.std) is {std}; expected more than 0")
         # Where the archives lie is a matter of the machine, not of what was learned from them.
         self.save_hyperparameters(ignore="root")
@@ -105,7 +108,7 @@ class MNISTDataModule(LightningDataModule):
             self.batch_size,
             shuffle=shuffle,
             # Where `seed_everything` leaves its seed, for Lightning's own samplers too, on every process.
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
@@ -116,21 +119,38 @@ class MNISTDataModule(LightningDataModule):
         images, labels = batch
         # In the order, and so to the bit, of torchvision's ToTensor and Normalize. The memory format is the network's.
         pixels = images.unsqueeze(1).to(torch.float32, memory_format=torch.channels_last).div_(255)
-        return pixels.sub_(self.mean).div_(self.std), labels
+        pixels = pixels.sub_(self.mean).div_(self.std)
+        if self.trainer:  # `--trainer.precision bf16-true`: Lightning has converted the batch before it was float
+            pixels = self.trainer.precision_plugin.convert_input(pixels)
+        return pixels, labels
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many batches of the current epoch are done."""
-        if self.trainer is None:
+    def state_dict(self) -> dict[str, int]:
+        """Return where in the order of the training images this run is."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         # Lightning's count: one of our own would be a batch ahead after an exception in a training step.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"batches_done": progress.processed}  # type: ignore[attr-defined]
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return {
+            "seed": self._train_loader.sampler.seed,
+            "batches": len(self._train_loader),
+            "batches_done": 0 if done >= self.trainer.num_training_batches else done,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that are done. Lightning restores the epoch itself."""
-        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
-            sampler = self._train_loader.sampler
-            sampler.start = state["batches_done"] % len(sampler)
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on in the same order, behind the batches that are done. Lightning restores the epoch itself.
+
+        Raises:
+            CheckpointError: the checkpoint is from within an epoch, and the epochs here are of another length.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if state["batches_done"] and state["batches"] != len(self._train_loader):
+            raise CheckpointError(
+                f"the checkpoint is from within an epoch of {state['batches']} batches, and an epoch here has "
+                f"{len(self._train_loader)}; keep its --data.batch_size and --data.val_size"
+            )
+        self._train_loader.sampler.seed = state["seed"]
+        self._train_loader.sampler.start = state["batches_done"]
 
 
 def split(labels: Tensor, val_size: int) -> tuple[Tensor, Tensor]:

@@ -23,16 +23,16 @@ class RunLogger(TensorBoardLogger):
         # Lightning's metric for HPARAMS is one of its own, -1 throughout.
         super().__init__(**kwargs, default_hp_metric=False)
         self.test_step = test_step
-        self._epoch_step: int | None = None
+        self._drawn_step: int | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Draw scalars at a step. Lightning calls this up to three times for the last step of an epoch."""
         if self.test_step is not None:
             step = self.test_step
-        if step == self._epoch_step or self.test_step is not None:
+        if step == self._drawn_step or self.test_step is not None:
             metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._epoch_step = step
+        self._drawn_step = step
         super().log_metrics(metrics, step)
 
     @rank_zero_only
@@ -56,10 +56,11 @@ class RunRecorder(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, RunLogger):
+            chosen = ("model.", "data.batch_size", "data.val_size", "seed_everything", "trainer.max_epochs")
             trainer.logger.log_settings(
                 {
                     key: value if isinstance(value, bool | int | float) else str(value)
                     for key, value in self.config.items()
-                    if key.startswith(("model.", "data.", "seed_everything", "trainer.max_epochs"))
+                    if key.startswith(chosen)
                 }
             )

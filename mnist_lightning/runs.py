@@ -40,5 +40,5 @@ def list_runs(logs: Path) -> list[Path]:
 
 def of_checkpoint(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, or None if it lies in none."""
-    run = checkpoint.resolve().parent.parent
-    return run if checkpoint.parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None

@@ -1,5 +1,6 @@
 import functools
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -86,6 +87,16 @@ def test_without_a_network_says_which_archive_and_what_was_tried(
     assert str(caught.value).startswith(f"{path} is {state} and no mirror gave it: {NOWHERE} (")
     assert "Connection refused" in str(caught.value)
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_mirror_that_accepts_and_never_answers_is_given_up(small_data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (raw_folder(small_data) / "t10k-labels-idx1-ubyte.gz").unlink()
+    monkeypatch.setattr(archive, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        with pytest.raises(ArchiveError, match="timed out"):
+            archive.prepare(small_data)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_mirror_with_another_file_is_not_believed(

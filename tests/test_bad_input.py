@@ -10,8 +10,6 @@ from conftest import DATA, Run
 from torch import nn
 from torchvision.datasets import MNIST
 
-from mnist_lightning import archive
-
 
 class OtherNetwork(nn.Module):
     def __init__(self) -> None:
@@ -28,6 +26,8 @@ def files(workplace: Path) -> Path:
     weights = {"network.conv1.weight": torch.zeros(7, 1, 3, 3)}
     torch.save({"state_dict": weights, "hyper_parameters": {}}, "other.ckpt")
     torch.save(weights, "weights.pth")
+    torch.save({"state_dict": weights, "hyper_parameters": {"width": 7}}, "foreign.ckpt")
+    torch.save({"state_dict": weights, "hyper_parameters": {"network": {"class_path": "no.Such"}}}, "nowhere.ckpt")
     Path("truncated.ckpt").write_bytes(Path("other.ckpt").read_bytes()[:500])
     Path("text.ckpt").write_text("no checkpoint")
     Path("a_file").touch()
@@ -48,7 +48,7 @@ def files(workplace: Path) -> Path:
         ("--data.val_size 60000", "val_size (--data.val_size) is 60000; expected 0..59999"),
         ("--data.val_size -1", "val_size (--data.val_size) is -1; expected 0..59999"),
         ("--model.optimizer Adamant", "--model.optimizer: expected dot import path string: Adamant"),
-        ("--model.optimizer.lr -1", "Invalid learning rate: -1.0"),
+        ("--model.optimizer.lr -1", "--model.optimizer: Invalid learning rate: -1.0"),
         (
             "--ckpt_path missing.ckpt",
             "missing.ckpt (--ckpt_path) is not a file; expected a checkpoint, best or last",
@@ -63,6 +63,12 @@ def files(workplace: Path) -> Path:
             "--ckpt_path weights.pth",
             "weights.pth (--ckpt_path) is no checkpoint of Lightning's: it has no state_dict",
         ),
+        ("--ckpt_path foreign.ckpt", "foreign.ckpt (--ckpt_path) is not of this program: No action for key"),
+        ("--ckpt_path nowhere.ckpt", "nowhere.ckpt (--ckpt_path) is not of this program: No module named 'no'"),
+        ("--data.std .nan", "std (--data.std) is nan; expected more than 0"),
+        ("--trainer.devices abc", "--trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("--model.lr_scheduler OneCycleLR", '--model.lr_scheduler: Key "max_lr" is required'),
+        ("--model.lr_scheduler ReduceLROnPlateau", "lightning.pytorch.cli.ReduceLROnPlateau"),
         (
             "--ckpt_path other.ckpt",
             "other.ckpt (--ckpt_path) is of another network: network.conv1.weight is (7, 1, 3, 3) there and "
@@ -116,7 +122,22 @@ def test_validation_without_a_split(run: Run, capsys: pytest.CaptureFixture[str]
     run("fit", "--data.val_size=0")
     with pytest.raises(SystemExit) as caught:
         run("validate")
-    assert "--data.val_size is 0, so there is nothing to validate on" in error_message(caught.value, capsys)
+    assert "nothing to validate on: --data.val_size is 0" in error_message(caught.value, capsys)
+
+
+def test_a_finished_run_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    with pytest.raises(SystemExit) as caught:
+        run("fit", "--ckpt_path=last")
+    assert "last.ckpt has all of its --trainer.max_epochs 2 behind it" in error_message(caught.value, capsys)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_schedule_that_follows_no_metric(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/nope"]
+    with pytest.raises(SystemExit) as caught:
+        run("fit", *schedule)
+    assert "val/nope" in error_message(caught.value, capsys)
 
 
 def test_missing_archives_without_a_network(
@@ -155,4 +176,3 @@ def test_the_process_ends_with_the_message_and_no_traceback(tmp_path: Path) -> N
         "See python -m mnist_lightning VERB --help",
     ]
     assert list(tmp_path.iterdir()) == []
-    assert archive.TRAIN_SIZE == 60_000

@@ -1,6 +1,7 @@
 """Each verb as a user types it, on small data."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,52 @@ def test_fit_leaves_a_whole_run_folder(run: Run, capsys: pytest.CaptureFixture[s
         "val/acc": [4, 9],
     }
     out = capsys.readouterr().out
-    assert "Best val/acc 0." in out
-    assert "lightning_logs/version_0/checkpoints/best.ckpt" in out
+    assert re.search(r"Best checkpoint with val/acc 0\.\d{4}: lightning_logs/version_0/checkpoints/best.ckpt\n", out)
     for command in ("test --ckpt_path best", "fit --ckpt_path last --trainer.max_epochs 4"):
-        assert f"python -m mnist_lightning {command}\n" in out
+        assert f"python -m mnist_lightning {command} --data.root" in out
     assert "tensorboard --logdir lightning_logs\n" in out
 
 
 def test_best_is_the_checkpoint_with_the_highest_validation_accuracy(run: Run) -> None:
-    run("fit", "--model.optimizer.lr=0.1", "--trainer.max_epochs=4")
+    # A learning rate that has learned by the third epoch, and is then far too high.
+    schedule = [
+        "--model.lr_scheduler=MultiStepLR",
+        "--model.lr_scheduler.milestones=[3]",
+        "--model.lr_scheduler.gamma=99",
+    ]
+    run("fit", "--model.optimizer.lr=0.1", *schedule, "--trainer.max_epochs=5")
     points = EventAccumulator(str(FIRST)).Reload().Scalars("val/acc")
     highest = max(points, key=lambda point: point.value)
-    assert load(FIRST / "checkpoints/best.ckpt")["global_step"] == highest.step + 1
-    assert load(LAST)["global_step"] == 20
+    assert highest.step == 14
+    assert load(FIRST / "checkpoints/best.ckpt")["global_step"] == 15
+    assert load(LAST)["global_step"] == 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=1"], 5),
+        (["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3"], 15),
+        (["--trainer.max_steps=7"], 7),
+    ],
+)
+def test_last_is_written_at_the_end_whatever_was_validated(
+    arguments: list[str], steps: int, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", *arguments)
+    assert load(LAST)["global_step"] == steps
+    assert "python -m mnist_lightning test --ckpt_path" in capsys.readouterr().out
+
+
+def test_the_last_words_name_the_folders_that_were_given(
+    run: Run, small_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", "--trainer.default_root_dir=my runs")
+    options = f"--data.root {small_data} --trainer.default_root_dir 'my runs'"
+    out = capsys.readouterr().out
+    assert f"test --ckpt_path best {options}\n" in out
+    assert f"fit --ckpt_path last --trainer.max_epochs 4 {options}\n" in out
+    assert "tensorboard --logdir 'my runs/lightning_logs'\n" in out
 
 
 def test_hparams_tab_names_the_settings_and_the_final_metrics(run: Run) -> None:
@@ -69,6 +103,8 @@ def test_hparams_tab_names_the_settings_and_the_final_metrics(run: Run) -> None:
     }
     metrics = {info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos}
     assert {"val/acc", "val/loss", "train/acc", "test/acc"} <= metrics
+    # The tab shows the last point of each metric's curve; the names alone draw none.
+    assert curves(FIRST)["val/acc"] == [4, 9]
     settings = content["_hparams_/session_start_info"].session_start_info.hparams
     assert settings["model.optimizer.init_args.lr"].number_value == 0.02
     assert settings["model.network.class_path"].string_value == "mnist_lightning.LeNet"
@@ -164,6 +200,45 @@ def test_a_longer_one_cycle_goes_on_where_the_longer_cycle_would_be(run: Run) ->
     assert rates[1] == rates[2][10:]
 
 
+def test_a_schedule_that_is_new_on_resuming_goes_on_where_it_would_be(run: Run) -> None:
+    schedule = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1", "--model.lr_interval=step"]
+    run("fit")
+    run("fit", "--ckpt_path=last", *schedule, "--trainer.max_epochs=4")
+    run("fit", *schedule, "--trainer.max_epochs=4")
+    rates = [[p.value for p in EventAccumulator(f"lightning_logs/version_{n}").Reload().Scalars("lr")] for n in (1, 2)]
+    assert rates[0] == rates[1][10:]
+
+
+def test_reduce_on_plateau_by_flags(run: Run) -> None:
+    plateau = "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau"
+    run("fit", plateau, "--model.lr_scheduler.monitor=val/loss", "--model.lr_scheduler.patience=0")
+    assert load(LAST)["lr_schedulers"][0]["patience"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "steps"),
+    [
+        ([], ["--data.batch_size=50"], 10 + 11),
+        ([], ["--data.val_size=0"], 10 + 5),
+        (["--trainer.limit_train_batches=2"], [], 4 + 5),
+    ],
+)
+def test_an_epoch_of_another_length_is_a_whole_one_after_resuming(
+    first: list[str], second: list[str], steps: int, run: Run
+) -> None:
+    run("fit", *first)
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", *second)
+    assert load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))["global_step"] == steps
+
+
+def test_resuming_keeps_the_seed_of_the_order(run: Run) -> None:
+    run("fit", "--seed_everything=7", "--trainer.max_epochs=3")
+    run("fit", "--seed_everything=7", "--trainer.max_epochs=2")
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
+    weights = [load(Path(f"lightning_logs/version_{n}/checkpoints/last.ckpt"))["state_dict"] for n in (0, 2)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_runs_configuration_repeats_it(run: Run) -> None:
     run("fit", "--model.optimizer=Adam", "--model.optimizer.lr=0.01")
     run("fit", f"--config={FIRST / 'config.yaml'}")
@@ -183,7 +258,7 @@ def test_without_validation_best_is_last(run: Run, capsys: pytest.CaptureFixture
     best, last = (load(FIRST / f"checkpoints/{name}.ckpt")["state_dict"] for name in ("best", "last"))
     assert all(torch.equal(best[name], last[name]) for name in best)
     assert "val/acc" not in curves(FIRST)
-    assert "Checkpoint: lightning_logs/version_0/checkpoints/best.ckpt" in capsys.readouterr().out
+    assert "Best checkpoint: lightning_logs/version_0/checkpoints/best.ckpt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
