@@ -67,7 +67,7 @@ def files(workplace: Path) -> Path:
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt (--ckpt_path) is not of this program: No module named 'no'"),
         ("--data.std .nan", "std (--data.std) is nan; expected more than 0"),
         ("--trainer.devices abc", "--trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
-        ("--model.lr_scheduler OneCycleLR", '--model.lr_scheduler: Key "max_lr" is required'),
+        ("--model.lr_scheduler OneCycleLR", "--model.lr_scheduler: the following arguments are required: max_lr"),
         ("--model.lr_scheduler ReduceLROnPlateau", "lightning.pytorch.cli.ReduceLROnPlateau"),
         (
             "--ckpt_path other.ckpt",
