@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule
 
 
-def fit(model: DigitClassifier, root: str, tmp_path: Path, **trainer: Any) -> Trainer:
+def fit(model: DigitClassifier, root: str, tmp_path: Path, ckpt_path: Path | None = None, **trainer: Any) -> Trainer:
     """Train as a notebook would, on 540 images in batches of 128: 5 steps an epoch."""
     options = {
         "max_epochs": 2,
@@ -22,7 +23,7 @@ def fit(model: DigitClassifier, root: str, tmp_path: Path, **trainer: Any) -> Tr
         "enable_progress_bar": False,
     }
     trained = Trainer(**(options | trainer))
-    trained.fit(model, MNISTDataModule(root, val_size=100))
+    trained.fit(model, MNISTDataModule(root, val_size=100), ckpt_path=ckpt_path)
     return trained
 
 
@@ -121,6 +122,29 @@ def test_reduce_on_plateau_follows_its_monitor(small_data: str, tmp_path: Path) 
     trainer = fit(model, small_data, tmp_path, max_epochs=3)
     assert trainer.lr_scheduler_configs[0].monitor == "val/acc"
     assert model.used[-1] < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+@pytest.mark.parametrize("step", [7, 10, 12])
+def test_a_run_goes_on_from_any_step_as_if_it_had_not_stopped(step: int, small_data: str, tmp_path: Path) -> None:
+    """With 5 steps an epoch, a checkpoint from within the second, from its end, and from within the third."""
+
+    def model() -> DigitClassifier:
+        seed_everything(7)
+        return DigitClassifier(
+            LeNet(),
+            optimizer=partial(SGD, lr=0.1, momentum=0.9),
+            lr_scheduler=partial(OneCycleLR, max_lr=0.1),
+            lr_interval="step",
+        )
+
+    every_step = ModelCheckpoint(dirpath=tmp_path / "steps", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, continued = model(), model()
+    fit(whole, small_data, tmp_path, max_epochs=3, callbacks=every_step)
+    seed_everything(8)  # the order goes on with the seed that it began with
+    fit(continued, small_data, tmp_path, max_epochs=3, ckpt_path=tmp_path / f"steps/step={step}.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, continued.state_dict()[name]), name
 
 
 def test_a_notebooks_checkpoint_is_plain_data_and_loads_with_its_network(small_data: str, tmp_path: Path) -> None:
