@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running anything that they contain."""
+"""Checkpoints: when they are written, and how they are read without running anything that they contain."""
 
 import pickle
 import zipfile
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -87,3 +88,16 @@ def carry_over(
         settings["state"] = content["optimizer_states"][0]["state"]
     content["optimizer_states"] = [settings]
     content["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []
+
+
+def writers(validates: bool) -> list[ModelCheckpoint]:
+    """Return what writes a run's `best` checkpoint, after a validation, and its `last`, after every epoch.
+
+    One with `save_last` would leave `last` at the best epoch once its metric stops improving. Without validation the
+    newest epoch counts as the best.
+    """
+    monitor = "val/acc" if validates else "epoch"
+    return [
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]

@@ -62,6 +62,7 @@ class DigitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        # There is nothing to predict: the test set has its labels, and pictures of one's own are not read.
         return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -86,11 +87,11 @@ class DigitCLI(LightningCLI):
         else:
             self.checkpoint = Path(name)
         content = self.stored = checkpoint.read(self.checkpoint)
-        stored = {f"model.{key}": value for key, value in content.get("hyper_parameters", {}).items() if key[0] != "_"}
-        stored |= {f"data.{key}": value for key, value in content.get("datamodule_hyper_parameters", {}).items()}
         try:
-            self._parser(verb).set_defaults(stored)
-        except (ImportError, KeyError, TypeError, ValueError) as error:
+            model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
+            stored = {f"model.{key}": value for key, value in model.items() if not key.startswith("_")}
+            self._parser(verb).set_defaults(stored | {f"data.{key}": value for key, value in data.items()})
+        except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint} (--ckpt_path) is not of this program: {error.args[0]}") from error
         self.config = parser.parse_args(args)
         # Out of LightningCLI's sight, and of the run's record: started again from it, a run would resume.
@@ -139,7 +140,7 @@ class DigitCLI(LightningCLI):
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=50)]
         if self.subcommand == "fit" and config.enable_checkpointing is not False and config.logger is not False:
-            callbacks = [*callbacks, *run_checkpoints(validates)]
+            callbacks = [*callbacks, *checkpoint.writers(validates)]
         if config.logger in (None, True):
             kwargs["logger"] = self._run_logger() or False
         try:
@@ -196,16 +197,3 @@ class DigitCLI(LightningCLI):
         )
         if isinstance(self.trainer.logger, RunLogger):
             print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(self.trainer.logger.root_dir))}")
-
-
-def run_checkpoints(validates: bool) -> list[ModelCheckpoint]:
-    """Return what writes a run's `best` checkpoint, after a validation, and its `last`, after every epoch.
-
-    One with `save_last` would leave `last` at the best epoch once its metric stops improving. Without validation the
-    newest epoch counts as the best.
-    """
-    monitor = "val/acc" if validates else "epoch"
-    return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
-    ]
