@@ -20,20 +20,25 @@ def read(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of Lightning's holds, its tensors on the CPU.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a checkpoint, or it holds more than plain data.
+        CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or it holds more than plain data.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} (--ckpt_path) is not a file; expected a checkpoint, best or last")
     if not zipfile.is_zipfile(path):  # torch would take it for a pickle of its old format, and fail in any way
         raise CheckpointError(f"{path} (--ckpt_path) is not a checkpoint, or only a part of one")
+    with zipfile.ZipFile(path) as records:
+        damaged = records.testzip()  # by each record's CRC-32: torch loads most flipped bits without a word
+    if damaged:
+        raise CheckpointError(f"{path} (--ckpt_path) is damaged: the checksum of its record {damaged} is wrong")
     try:
         # Explicitly safe: only so does torch ignore TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} (--ckpt_path) can't be read as a checkpoint: {reason}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path} (--ckpt_path) is no checkpoint of Lightning's: it has no state_dict")
+    for key in ("state_dict", "pytorch-lightning_version"):  # without which Lightning fails
+        if not isinstance(content, dict) or key not in content:
+            raise CheckpointError(f"{path} (--ckpt_path) is no checkpoint of Lightning's: it has no {key}")
     return content
 
 

@@ -168,11 +168,16 @@ class DigitCLI(LightningCLI):
         return RunLogger(save_dir=logs.parent, name=logs.name)
 
     def before_fit(self) -> None:
+        if self.checkpoint is None:
+            return
+        if not self.stored.keys() >= {"loops", "optimizer_states", "lr_schedulers"}:
+            raise CheckpointError(f"{self.checkpoint} (--ckpt_path) holds weights alone; fit goes on from whole ones")
         # Lightning would say so too, with an empty run folder and exit code 0.
-        limit = self.trainer.max_epochs
-        if self.checkpoint and limit != -1 and checkpoint.epochs_done(self.stored) >= cast(int, limit):
-            self.parser.error(
-                f"{self.checkpoint} has all of its --trainer.max_epochs {limit} behind it; to go on, give it more"
+        limit = cast(int, self.trainer.max_epochs)
+        if limit != -1 and checkpoint.epochs_done(self.stored) >= limit:
+            raise CheckpointError(
+                f"{self.checkpoint} (--ckpt_path) has all of its --trainer.max_epochs {limit} behind it; "
+                "to go on, give it more"
             )
 
     @rank_zero_only

@@ -24,10 +24,11 @@ def files(workplace: Path) -> Path:
     Path("wrong_key.yaml").write_text("trainer:\n  max_epoch: 3\n")
     Path("no_yaml.yaml").write_text("trainer: [")
     weights = {"network.conv1.weight": torch.zeros(7, 1, 3, 3)}
-    torch.save({"state_dict": weights, "hyper_parameters": {}}, "other.ckpt")
+    lightning = {"state_dict": weights, "pytorch-lightning_version": "2.6.6"}
+    torch.save(lightning | {"hyper_parameters": {}}, "other.ckpt")
     torch.save(weights, "weights.pth")
-    torch.save({"state_dict": weights, "hyper_parameters": {"width": 7}}, "foreign.ckpt")
-    torch.save({"state_dict": weights, "hyper_parameters": {"network": {"class_path": "no.Such"}}}, "nowhere.ckpt")
+    torch.save(lightning | {"hyper_parameters": {"width": 7}}, "foreign.ckpt")
+    torch.save(lightning | {"hyper_parameters": {"network": {"class_path": "no.Such"}}}, "nowhere.ckpt")
     Path("truncated.ckpt").write_bytes(Path("other.ckpt").read_bytes()[:500])
     Path("text.ckpt").write_text("no checkpoint")
     Path("a_file").touch()
@@ -129,8 +130,32 @@ def test_a_finished_run_says_so(run: Run, capsys: pytest.CaptureFixture[str]) ->
     run("fit")
     with pytest.raises(SystemExit) as caught:
         run("fit", "--ckpt_path=last")
-    assert "last.ckpt has all of its --trainer.max_epochs 2 behind it" in error_message(caught.value, capsys)
+    assert "last.ckpt (--ckpt_path) has all of its --trainer.max_epochs 2 behind it" in error_message(
+        caught.value, capsys
+    )
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_flipped_bit_is_found_out(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    path = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        run("test")
+    assert "best.ckpt (--ckpt_path) is damaged: the checksum of its record " in error_message(caught.value, capsys)
+
+
+def test_weights_alone_are_no_run_to_go_on_from(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    content = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, "weights.ckpt")
+    with pytest.raises(SystemExit) as caught:
+        run("fit", "--ckpt_path=weights.ckpt")
+    assert "weights.ckpt (--ckpt_path) holds weights alone" in error_message(caught.value, capsys)
+    run("test", "--ckpt_path=weights.ckpt")
 
 
 def test_a_schedule_that_follows_no_metric(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
