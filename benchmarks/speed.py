@@ -7,6 +7,7 @@ is the same 55,000 images in batches of 128 for all; `fit` also validates on 5,0
 checkpoints and shows its bar.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -28,7 +29,7 @@ from mnist_lightning import LeNet, archive
 from mnist_lightning.cli import main as mnist_lightning
 from mnist_lightning.data import split
 
-DATA = str(Path(__file__).parent.parent / "data")
+DATA = str(Path(__file__).resolve().parent.parent / "data")
 
 
 class Net(LeNet):
@@ -92,7 +93,6 @@ def main(rounds: int = 5) -> None:
     images, labels = archive.read(DATA, "train")
     train, _ = split(labels, 5_000)
     normalised = (images[train, None] / 255 - 0.5) / 0.5
-    os.chdir(tempfile.mkdtemp())  # torchvision extracts the archives, and `fit` writes runs
     shutil.copytree(archive.raw_folder(DATA), archive.raw_folder("."))
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     subset = Subset(MNIST(".", train=True, download=True, transform=transform), train.tolist())
@@ -117,4 +117,6 @@ def main(rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    # torchvision extracts the archives, and `fit` writes runs.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

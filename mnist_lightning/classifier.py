@@ -115,10 +115,10 @@ class DigitClassifier(LightningModule):
         if self._checkpoint is None or "optimizer" not in self.hparams:  # a notebook's: objects can't be compared
             return
         old, new = self._checkpoint.get("hyper_parameters", {}), self.hparams
-        total_steps = [state.get("total_steps") for state in self._checkpoint["lr_schedulers"]]
-        if all(old.get(key) == new[key] for key in ("optimizer", "lr_scheduler", "lr_interval")) and total_steps == [
-            getattr(scheduler, "total_steps", None)
-        ] * len(total_steps):
+        same_settings = all(old.get(key) == new[key] for key in ("optimizer", "lr_scheduler", "lr_interval"))
+        total_steps = getattr(scheduler, "total_steps", None)
+        same_length = all(state.get("total_steps") == total_steps for state in self._checkpoint["lr_schedulers"])
+        if same_settings and same_length:
             return
         by_step = self.lr_interval == "step"
         carry_over(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -18,11 +19,9 @@ from mnist_lightning.archive import ArchiveError
 from mnist_lightning.checkpoint import CheckpointError
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import PROGRAM
-from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
 from mnist_lightning.logger import RunLogger, RunRecorder
 from mnist_lightning.runs import NoCheckpointError
-
-LOGS = "lightning_logs"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -51,7 +50,7 @@ class DigitCLI(LightningCLI):
             save_config_callback=RunRecorder,
             # An epoch takes seconds: what a sanity check would find, the first validation finds.
             trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
-            seed_everything_default=42,
+            seed_everything_default=DEFAULT_SEED,
             parser_class=console.Parser,
             args=args,
             # DigitClassifier configures its own, with the number of steps at hand.
@@ -81,11 +80,9 @@ class DigitCLI(LightningCLI):
         self.checkpoint: Path | None = None
         if name is None:
             return
-        if name in ("best", "last"):
-            logs = Path(self.config[verb].trainer.default_root_dir or "", LOGS)
-            self.checkpoint = runs.find_checkpoint(name, logs)
-        else:
-            self.checkpoint = Path(name)
+        self.checkpoint = (
+            runs.find_checkpoint(name, self._logs(self.config)) if name in ("best", "last") else Path(name)
+        )
         content = self.stored = checkpoint.read(self.checkpoint)
         try:
             model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
@@ -132,27 +129,29 @@ class DigitCLI(LightningCLI):
             )
         if not validates:
             kwargs["limit_val_batches"] = 0
-        callbacks: list[Callback] = config.callbacks or []
-        if isinstance(callbacks, Callback):  # the form without brackets: one callback
-            callbacks = [callbacks]
+        single = isinstance(config.callbacks, Callback)  # the form without brackets
+        callbacks: list[Callback] = [config.callbacks] if single else [*(config.callbacks or [])]
         # Named because Lightning takes rich's bar where rich is installed (PL#20896), which is slower; every step
         # on the bar costs time too.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks = [*callbacks, TQDMProgressBar(refresh_rate=50)]
+            callbacks.append(TQDMProgressBar(refresh_rate=50))
         if self.subcommand == "fit" and config.enable_checkpointing is not False and config.logger is not False:
-            callbacks = [*callbacks, *checkpoint.writers(validates)]
+            callbacks += checkpoint.writers(validates)
         if config.logger in (None, True):
-            kwargs["logger"] = self._run_logger() or False
+            # What `validate` finds, the curves of the run have.
+            kwargs["logger"] = False if self.subcommand == "validate" else self._run_logger()
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             self.parser.error(f"--trainer: {error}")
 
-    def _run_logger(self) -> RunLogger | None:
-        """Return the logger of a new run, or of the run that is tested. What `validate` finds, its curves have."""
-        if self.subcommand == "validate":
-            return None
-        logs = Path(self.config_init[self.subcommand].trainer.default_root_dir or "", LOGS)
+    @staticmethod
+    def _logs(config: Namespace) -> Path:
+        """Return the folder of the runs."""
+        return Path(config[config.subcommand].trainer.default_root_dir or "", "lightning_logs")
+
+    def _run_logger(self) -> RunLogger:
+        """Return the logger of a new run, or of the run that is tested."""
         if self.subcommand == "test" and self.checkpoint and (run := runs.of_checkpoint(self.checkpoint)):
             return RunLogger(
                 save_dir=run.parent.parent,
@@ -160,6 +159,7 @@ class DigitCLI(LightningCLI):
                 version=run.name,
                 test_step=self.stored["global_step"] - 1,  # counted from 0, as Lightning does for the curves
             )
+        logs = self._logs(self.config)
         try:
             logs.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=logs).close()

@@ -30,9 +30,9 @@ def test_ci_runs_the_test_command() -> None:
     assert f'bash -c "{COMMANDS[1]}"' in (ROOT / ".ci/run").read_text()
 
 
-def test_every_command_runs_in_the_order_of_the_readme(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_runs_in_the_order_of_the_readme(run: Run) -> None:
     """On small data, each run with a limit on its epochs."""
-    (Path("configs")).symlink_to(ROOT / "configs")
+    Path("configs").symlink_to(ROOT / "configs")
     lines = [line for line in COMMANDS if line.startswith("python -m mnist_lightning")]
     assert len(lines) >= 10
     for line in lines:
