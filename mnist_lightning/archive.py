@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +86,7 @@ def _download(path: Path, md5: str) -> None:
                 try:
                     download_url(mirror + path.name, folder, md5=md5)
                 # torchvision raises RuntimeError for a wrong MD5, the rest are network errors of all kinds.
-                except (OSError, RuntimeError) as error:
+                except (HTTPException, OSError, RuntimeError) as error:
                     failures.append(f"{mirror} ({error})")
                     (Path(folder) / path.name).unlink(missing_ok=True)
                 else:
