@@ -1,35 +1,106 @@
-"""Checkpoints: when they are written, and how they are read without running anything that they contain."""
+"""Checkpoints as files: written whole or not at all, and read without running anything that they contain."""
 
+import contextlib
+import io
+import os
+import pkgutil
+import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+# What the name of a file ends in while it is written.
+PARTIAL = ".partial"
+
+SCHEDULES = (LRScheduler, ReduceLROnPlateau)
+LOOPS = dict.fromkeys(["fit_loop", "validate_loop", "test_loop", "predict_loop"])
+
 
 class CheckpointError(Exception):
-    """A checkpoint is missing, can't be read, or belongs to something else."""
+    """A checkpoint is missing, can't be read or written, or belongs to something else."""
 
 
-def read(path: Path) -> dict[str, Any]:
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the one it replaces, and renames it when it is on the disk.
+
+    Lightning's own way stages in `$TMPDIR`: a kill or a full disk can leave half a file there, or under the name of
+    the checkpoint, and the old one gone.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; when this returns, a power cut leaves it whole.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder can't be written. What `path` held before, it holds still.
+        """
+        path = Path(path)
+        content = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
+        torch.save(checkpoint, content)
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            before = "; what it held before, it holds still" if path.is_file() else ""
+            raise CheckpointError(f"{path} can't be written: {error.strerror}{before}") from error
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Read a checkpoint, safely whatever is asked for. Tensors come to be on the CPU; Lightning moves them.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        return read(path)
+
+
+def remove_partial(run: Path) -> None:
+    """Remove from a run's folder what a process was writing when it was killed."""
+    for partial in [*run.glob(f"*{PARTIAL}"), *run.glob(f"checkpoints/*{PARTIAL}")]:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, Any]:
     """Return what a checkpoint of Lightning's holds, its tensors on the CPU.
 
     Raises:
         CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or it holds more than plain data.
     """
+    path = Path(path)
+    if re.match(r"\w\w+:/", str(path)):
+        url = str(path).replace(":/", "://")  # Path has taken one away
+        raise CheckpointError(f"{url} (--ckpt_path) is a URL; expected a file, which you have downloaded yourself")
     if not path.is_file():
         raise CheckpointError(f"{path} (--ckpt_path) is not a file; expected a checkpoint, best or last")
-    if not zipfile.is_zipfile(path):  # torch would take it for a pickle of its old format
+    try:
+        file = io.BytesIO(path.read_bytes())  # what is checked is what is used
+    except OSError as error:
+        raise CheckpointError(f"{path} (--ckpt_path) can't be read: {error.strerror}") from error
+    if not zipfile.is_zipfile(file):  # torch would take it for a pickle of its old format
         raise CheckpointError(f"{path} (--ckpt_path) is not a checkpoint, or only a part of one")
     try:
-        with zipfile.ZipFile(path) as records:
+        with zipfile.ZipFile(file) as records:
             damaged = records.testzip()  # by the CRC-32 of each: torch loads most flipped bits without a word
+        file.seek(0)
         # Explicitly safe: only so does torch ignore TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
-        content: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make its readers fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(f"{path} (--ckpt_path) can't be read as a checkpoint: {reason}") from error
@@ -38,7 +109,55 @@ def read(path: Path) -> dict[str, Any]:
     for key in ("state_dict", "pytorch-lightning_version"):  # without which Lightning fails
         if not isinstance(content, dict) or key not in content:
             raise CheckpointError(f"{path} (--ckpt_path) is no checkpoint of Lightning's: it has no {key}")
+    try:
+        check_settings(content.get("hyper_parameters", {}))
+        if content.get("loops", LOOPS).keys() != LOOPS.keys():
+            raise ValueError("loops are not those of Lightning")
+    except Exception as error:  # what is in there can be anything
+        raise CheckpointError(f"{path} (--ckpt_path) can't be used: its {error}") from error
     return content
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Make sure that all that a model's settings name is a class of networks, optimizers or schedules.
+
+    jsonargparse also takes functions for these, and for their arguments: those that a checkpoint names would be called.
+
+    Raises:
+        ValueError: something else is named.
+    """
+    kinds: dict[str, Any] = {"network": nn.Module, "optimizer": Optimizer, "lr_scheduler": SCHEDULES}
+    for name, kind in kinds.items():
+        for path, is_class in _names(settings.get(name)):
+            try:
+                found = pkgutil.resolve_name(path)
+            except (AttributeError, ImportError, TypeError, ValueError) as error:
+                if not is_class:  # some text
+                    continue
+                raise ValueError(f"{name} (--model.{name}) is {path}, which can't be imported: {error}") from error
+            if not (isinstance(found, type) and issubclass(found, kind)):
+                raise ValueError(f"{name} (--model.{name}) names {path}; expected a class of its kind, no function")
+
+
+def _names(setting: Any, is_class: bool = True) -> Iterator[tuple[str, bool]]:
+    """Yield what jsonargparse could import of a setting, and whether it has to be a class."""
+    if isinstance(setting, Mapping):
+        for key, value in setting.items():
+            yield from _names(value, is_class=key == "class_path")
+    elif isinstance(setting, list | tuple):
+        for value in setting:
+            yield from _names(value, is_class=False)
+    elif setting is not None and (is_class or re.fullmatch(r"\w+([.:]\w+)+", str(setting))):
+        yield setting, is_class
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a checkpoint can be read."""
+    try:
+        read(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def check_network(path: Path, content: dict[str, Any], model: nn.Module) -> None:
@@ -64,8 +183,11 @@ def check_network(path: Path, content: dict[str, Any], model: nn.Module) -> None
 
 def epochs_done(content: dict[str, Any]) -> int:
     """Return how many whole epochs a checkpoint of `fit` has behind it."""
-    last_batch = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    return int(content["epoch"] + last_batch)
+    loops = content["loops"]["fit_loop"]
+    epochs = loops["epoch_progress"]["current"]
+    # Lightning's ModelCheckpoint writes when the last batch is done, before the epoch counts as completed.
+    at_its_end = loops["epoch_loop.batch_progress"]["is_last_batch"] and epochs["started"] > epochs["completed"]
+    return int(epochs["completed"] + at_its_end)
 
 
 def carry_over(
@@ -92,16 +214,3 @@ def carry_over(
         settings["state"] = content["optimizer_states"][0]["state"]
     content["optimizer_states"] = [settings]
     content["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []
-
-
-def writers(validates: bool) -> list[ModelCheckpoint]:
-    """Return what writes a run's `best` checkpoint, after a validation, and its `last`, after every epoch.
-
-    One with `save_last` would leave `last` at the best epoch once its metric stops improving. Without validation the
-    newest epoch counts as the best.
-    """
-    monitor = "val/acc" if validates else "epoch"
-    return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", enable_version_counter=False),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
-    ]

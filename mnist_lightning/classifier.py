@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities import apply_to_collection
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -15,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lightning.checkpoint import carry_over, epochs_done
+from mnist_lightning.checkpoint import carry_over, epochs_done, read
 
 Batch = tuple[Tensor, Tensor]  # float images (N, 1, 28, 28), int64 labels (N,)
 
@@ -107,8 +110,34 @@ class DigitClassifier(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval, "monitor": monitor},
         }
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `train/acc` has counted in this epoch, over all processes. Lightning saves no metrics."""
+        with self.train_accuracy.sync_context():
+            checkpoint["train_accuracy"] = apply_to_collection(self.train_accuracy.metric_state, Tensor, Tensor.clone)
+        # An optimizer or a data module of a notebook's may have been given numbers of NumPy's, at which the safe
+        # loader stops.
+        checkpoint.update(apply_to_collection(checkpoint, np.generic, np.generic.item))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._checkpoint = checkpoint
+        if self._trainer is not None and self.global_rank == 0:
+            for name, value in checkpoint.get("train_accuracy", {}).items():
+                setattr(self.train_accuracy, name, value.to(self.device))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Build a classifier from a checkpoint of `fit`, or of a notebook's, which needs `network=` too.
+
+        Args:
+            checkpoint_path: a file.
+            kwargs: those of Lightning's `load_from_checkpoint`, and the arguments of this class that are to differ.
+
+        Raises:
+            CheckpointError: the file can't be read, is damaged, or holds more than plain data. Lightning's own method
+                runs what a pickle from a URL, or under TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, asks it to run.
+        """
+        read(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, **(kwargs | {"weights_only": True}))
 
     def _continue(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
         """Where optimizer or schedule are configured otherwise than the checkpoint's, let this configuration win."""

@@ -65,7 +65,10 @@ def files(workplace: Path) -> Path:
             "weights.pth (--ckpt_path) is no checkpoint of Lightning's: it has no state_dict",
         ),
         ("--ckpt_path foreign.ckpt", "foreign.ckpt (--ckpt_path) is not of this program: No action for key"),
-        ("--ckpt_path nowhere.ckpt", "nowhere.ckpt (--ckpt_path) is not of this program: No module named 'no'"),
+        (
+            "--ckpt_path nowhere.ckpt",
+            "its network (--model.network) is no.Such, which can't be imported: No module named 'no'",
+        ),
         ("--data.std .nan", "std (--data.std) is nan; expected more than 0"),
         ("--trainer.devices abc", "--trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
         ("--model.lr_scheduler OneCycleLR", "--model.lr_scheduler: the following arguments are required: max_lr"),
@@ -130,21 +133,12 @@ def test_a_finished_run_says_so(run: Run, capsys: pytest.CaptureFixture[str]) ->
     run("fit")
     with pytest.raises(SystemExit) as caught:
         run("fit", "--ckpt_path=last")
-    assert "last.ckpt (--ckpt_path) has all of its --trainer.max_epochs 2 behind it" in error_message(
-        caught.value, capsys
-    )
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    message = error_message(caught.value, capsys)
+    assert f"{last} (--ckpt_path) is of a finished run: its --trainer.max_epochs 2 are done.\n" in message
+    assert f"To go on: python -m mnist_lightning fit --ckpt_path {last} --trainer.max_epochs 4\n" in message
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
-
-
-def test_a_flipped_bit_is_found_out(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit")
-    path = Path("lightning_logs/version_0/checkpoints/best.ckpt")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(SystemExit) as caught:
-        run("test")
-    assert "best.ckpt (--ckpt_path) is damaged: the checksum of its record " in error_message(caught.value, capsys)
+    assert not Path("lightning_logs/version_0/config_2.yaml").exists()
 
 
 def test_weights_alone_are_no_run_to_go_on_from(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,18 +170,6 @@ def test_missing_archives_without_a_network(
     assert "--data.root" in message
     assert len(message.splitlines()) == 2
     assert list(Path("lightning_logs").glob("*")) == []
-
-
-def test_a_malicious_checkpoint_is_refused(run: Run, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (Path("executed"),)
-
-    torch.save({"state_dict": {}, "payload": Payload()}, "malicious.ckpt")
-    with pytest.raises(SystemExit) as caught:
-        run("test", "--ckpt_path=malicious.ckpt")
-    assert "malicious.ckpt (--ckpt_path) can't be read as a checkpoint" in error_message(caught.value, capsys)
-    assert not Path("executed").exists()
 
 
 def test_the_process_ends_with_the_message_and_no_traceback(tmp_path: Path) -> None:

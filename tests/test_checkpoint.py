@@ -1,0 +1,210 @@
+"""What a checkpoint file may be, and what becomes of it when the disk is full."""
+
+import errno
+import os
+import random
+import resource
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, Program, Run
+from lightning.pytorch import Trainer
+from processes import wait_for
+from test_resume import differences
+
+from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule, checkpoint
+from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
+
+VERBS = ["fit", "validate", "test"]
+FIRST = Path("lightning_logs/version_0/checkpoints")
+BEST, LAST = FIRST / "best.ckpt", FIRST / "last.ckpt"
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.fixture
+def malicious(workplace: Path) -> Path:
+    """A checkpoint that touches a file when it is loaded as a common pickle, which torch can be told to do."""
+    content = {"state_dict": LeNet().state_dict(), "pytorch-lightning_version": "2.6.6", "payload": Payload()}
+    torch.save(content, "malicious.ckpt")
+    torch.load("malicious.ckpt", weights_only=False)
+    Path("executed").unlink()
+    return Path("malicious.ckpt")
+
+
+def test_no_verb_runs_what_a_checkpoint_contains(malicious: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for verb in VERBS:
+        with pytest.raises(SystemExit, match=r"malicious\.ckpt \(--ckpt_path\) can't be read as a checkpoint"):
+            run(verb, f"--ckpt_path={malicious}")
+    with pytest.raises(CheckpointError, match="can't be read as a checkpoint"):
+        DigitClassifier.load_from_checkpoint(malicious, weights_only=False)
+    assert not Path("executed").exists()
+
+
+def test_no_url_is_opened(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/last.ckpt"
+        for verb in VERBS:
+            with pytest.raises(SystemExit, match=rf"{url} \(--ckpt_path\) is a URL; expected a file"):
+                run(verb, f"--ckpt_path={url}")
+        with pytest.raises(CheckpointError, match="is a URL; expected a file"):
+            DigitClassifier.load_from_checkpoint(url)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"optimizer": {"class_path": "builtins.exec", "init_args": {"source": "open('executed', 'w')"}}},
+            "its optimizer (--model.optimizer) names builtins.exec; expected a class of its kind",
+        ),
+        (
+            {"lr_scheduler": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}},
+            "its lr_scheduler (--model.lr_scheduler) names subprocess.Popen; expected a class of its kind",
+        ),
+        (
+            {
+                "lr_scheduler": {
+                    "class_path": "torch.optim.lr_scheduler.LambdaLR",
+                    "init_args": {"lr_lambda": "pathlib.Path.touch"},
+                }
+            },
+            "its lr_scheduler (--model.lr_scheduler) names pathlib.Path.touch; expected a class of its kind",
+        ),
+        (  # annotated to return a network, which jsonargparse is content with
+            {
+                "network": {
+                    "class_path": "torch.fx.graph_module.reduce_graph_module",
+                    "init_args": {"body": {"_code": "forward = print"}, "import_block": "open('executed', 'w')\n"},
+                }
+            },
+            "its network (--model.network) names torch.fx.graph_module.reduce_graph_module; expected a class",
+        ),
+        ({"optimizer": "no.such"}, "its optimizer (--model.optimizer) is no.such, which can't be imported"),
+        ({"network": {"class_path": 3}}, "its network (--model.network) is 3, which can't be imported"),
+    ],
+)
+def test_no_function_is_called_because_a_checkpoint_names_it(
+    settings: dict[str, object], message: str, run: Run
+) -> None:
+    run("fit")
+    content = torch.load(LAST, weights_only=True)
+    content["hyper_parameters"] |= settings
+    torch.save(content, "crafted.ckpt")
+    with pytest.raises(SystemExit) as caught:
+        run("test", "--ckpt_path=crafted.ckpt")
+    assert message in str(caught.value)
+    with pytest.raises(CheckpointError) as refused:
+        DigitClassifier.load_from_checkpoint("crafted.ckpt")
+    assert message in str(refused.value)
+    assert not Path("executed").exists()
+
+
+def test_numbers_of_numpys_in_a_notebook_leave_plain_data(small_data: str, workplace: Path) -> None:
+    model = DigitClassifier(
+        LeNet(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=np.float64(0.1)),
+        label_smoothing=np.float64(0.1),
+    )
+    trainer = Trainer(max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.fit(model, MNISTDataModule(small_data, val_size=np.int64(100), mean=np.float32(0.5)))
+    trainer.save_checkpoint("notebook.ckpt")
+    content = checkpoint.read("notebook.ckpt")
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 0.1
+    assert content["datamodule_hyper_parameters"]["val_size"] == 100
+
+
+def test_damage_is_found_out_before_use_and_the_next_best_is_named(run: Run) -> None:
+    run("fit")
+    run("fit")
+    newest = Path("lightning_logs/version_1/checkpoints")
+    content = bytearray((newest / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "last.ckpt").write_bytes(content)
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as caught:
+            run(verb, "--ckpt_path=last")
+        first, second = str(caught.value).splitlines()
+        assert f"{newest}/last.ckpt (--ckpt_path) is damaged: the checksum of its record " in first
+        assert second == f"The next best is {newest}/best.ckpt"
+
+    (newest / "best.ckpt").write_bytes((newest / "best.ckpt").read_bytes()[:-100])
+    with pytest.raises(SystemExit) as caught:
+        run("test")
+    first, second = str(caught.value).splitlines()
+    assert f"{newest}/best.ckpt (--ckpt_path) is not a checkpoint, or only a part of one" in first
+    assert second == f"The next best is {LAST}"
+
+
+def test_of_300_flipped_bits_and_100_cuts_none_changes_what_is_used(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit")
+    whole = LAST.read_bytes()
+    content = torch.load(LAST, weights_only=True)
+    chance = random.Random(0)
+    refused = harmless = 0
+    for trial in range(400):
+        damaged = bytearray(whole)
+        if trial < 300:
+            bit = chance.randrange(8 * len(whole))
+            damaged[bit // 8] ^= 1 << bit % 8
+        else:
+            del damaged[chance.randrange(len(whole)) :]
+        Path("damaged.ckpt").write_bytes(damaged)
+        try:
+            read = checkpoint.read("damaged.ckpt")
+        except CheckpointError:
+            refused += 1
+        else:
+            assert trial < 300
+            assert differences(content, read) == []
+            harmless += 1
+    with capsys.disabled():
+        print(f"\n{refused} of 400 damaged checkpoints refused; in {harmless} nothing that counts was hit")
+    assert harmless <= 10
+
+
+def limit_file_size(pid: int, size: int) -> None:
+    """Let writes beyond a size fail, as a full disk does."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(program: Program) -> None:
+    process = program("fit", f"--data.root={DATA}", "--trainer.accelerator=cpu", "--checkpoint.every_n_steps=20")
+    wait_for(LAST.exists)
+    limit_file_size(process.pid, 100_000)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        f"python -m mnist_lightning: error: {LAST} can't be written: {os.strerror(errno.EFBIG)}; "
+        "what it held before, it holds still"
+    )
+    assert checkpoint.read(LAST)["global_step"] % 20 == 0
+    assert [path.name for path in FIRST.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    DurableCheckpointIO().save_checkpoint({"step": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"last\.ckpt can't be written: File too large"):
+            DurableCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(1_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.load(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
