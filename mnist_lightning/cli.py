@@ -1,27 +1,34 @@
 """The command line: LightningCLI, and what it takes to train, find and test a run of MNIST with it."""
 
+import argparse
 import os
 import shlex
+import signal
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jsonargparse import Namespace
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import checkpoint, console, runs
+from mnist_lightning import checkpoint, console, runs, stop
 from mnist_lightning.archive import ArchiveError
-from mnist_lightning.checkpoint import CheckpointError
+from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import PROGRAM
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
-from mnist_lightning.logger import RunLogger, RunRecorder
+from mnist_lightning.logger import RunLogger
+from mnist_lightning.recorder import RunRecorder
 from mnist_lightning.runs import NoCheckpointError
+from mnist_lightning.stop import Stopped
+from mnist_lightning.writer import CheckpointWriter
 
 
 def main(args: list[str] | None = None) -> None:
@@ -35,9 +42,20 @@ def main(args: list[str] | None = None) -> None:
     """
     console.silence()
     try:
-        DigitCLI(args)
+        with stop.exit_at_once():
+            DigitCLI(args)
+    except Stopped as stopped:
+        if stopped.code:  # on one process of several
+            path = shlex.quote(os.path.relpath(stopped.checkpoint))
+            print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
+            print(f"Continue:   {PROGRAM} fit --ckpt_path {path}")
+        raise
     except (ArchiveError, CheckpointError, NoCheckpointError, MisconfigurationException) as error:
         console.fail(str(error))
+    except OSError as error:
+        if not console.is_full_disk(error):
+            raise
+        console.fail(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}")
 
 
 class DigitCLI(LightningCLI):
@@ -66,38 +84,83 @@ class DigitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model.network": {"class_path": "mnist_lightning.networks.LeNet"}})
+        parser.add_class_arguments(CheckpointWriter, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with what the checkpoint stores in place of the defaults.
+        """Parse, with what the checkpoint stores, or for `fit` the run's configuration, in place of the defaults.
 
         LightningCLI would let the checkpoint win over the command line (PL#20801).
         """
-        self.config = parser.parse_args(args)
-        verb = self.config.subcommand
-        name = self.config[verb].ckpt_path
+        args = sys.argv[1:] if args is None else list(args)
+        # Ahead of the rest, whose classes, and so whose flags, can be the checkpoint's.
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for flag in ("ckpt_path", "trainer.default_root_dir"):
+            first.add_argument(f"--{flag}", default=argparse.SUPPRESS)
+        typed = vars(first.parse_known_args(args)[0])
+        verb = next((argument for argument in args if argument in self.subcommands()), None)
+        if verb is None or "ckpt_path" not in typed:
+            self.config = parser.parse_args(args)
+            verb = self.config.subcommand
+            name, root = self.config[verb].ckpt_path, self.config[verb].trainer.default_root_dir
+        else:
+            name, root = typed["ckpt_path"], typed.get("trainer.default_root_dir")
         if verb != "fit" and name is None:
             name = "best"  # nobody wants to know how random weights do
         self.checkpoint: Path | None = None
+        self.run: Path | None = None
         if name is None:
             return
-        self.checkpoint = (
-            runs.find_checkpoint(name, self._logs(self.config)) if name in ("best", "last") else Path(name)
-        )
-        content = self.stored = checkpoint.read(self.checkpoint)
+        logs = self._logs(root)
+        self.checkpoint = runs.find_checkpoint(name, logs) if name in ("best", "last") else Path(name)
+        self.run = runs.of_checkpoint(self.checkpoint)
+        content = self.stored = self._read(self.checkpoint, logs)
+        seed = content.get("MNISTDataModule", {}).get("seed", DEFAULT_SEED)
         try:
             model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
             stored = {f"model.{key}": value for key, value in model.items() if not key.startswith("_")}
-            self._parser(verb).set_defaults(stored | {f"data.{key}": value for key, value in data.items()})
+            stored |= {f"data.{key}": value for key, value in data.items()} | {"seed_everything": seed}
+            self._parser(verb).set_defaults(stored)
         except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint} (--ckpt_path) is not of this program: {error.args[0]}") from error
+        if verb == "fit" and self.run:
+            after_verb = args.index(verb) + 1
+            args[after_verb:after_verb] = ["--config", str(self._configuration(self.run))]
         self.config = parser.parse_args(args)
+        if verb == "fit" and self.config.fit.seed_everything != seed:
+            parser.error(f"--seed_everything is {self.config.fit.seed_everything}; expected {seed}, as the run began")
         # Out of LightningCLI's sight, and of the run's record: started again from it, a run would resume.
         self.config[verb].ckpt_path = None
 
-    def instantiate_classes(self) -> None:
+    @staticmethod
+    def _read(path: Path, logs: Path) -> dict[str, Any]:
         try:
+            return checkpoint.read(path)
+        except CheckpointError as error:
+            for other in runs.next_best(path, logs) if path.is_file() else ():
+                if checkpoint.is_whole(other):
+                    raise CheckpointError(f"{error}\nThe next best is {os.path.relpath(other)}") from error
+            raise
+
+    @staticmethod
+    def _configuration(run: Path) -> Path:
+        path = runs.configurations(run)[-1]
+        try:
+            whole = isinstance(yaml.safe_load(path.read_text()), dict)
+        except (OSError, ValueError, yaml.YAMLError):
+            whole = False
+        if not whole:
+            raise CheckpointError(
+                f"{path}, the newest configuration of the run, can't be read; without it the one before it counts, "
+                "and a checkpoint that is copied out of the run's folder starts a new run"
+            )
+        return path
+
+    def instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand].model.as_dict()
+        try:
+            checkpoint.check_settings(settings)
             super().instantiate_classes()
-        except ValueError as error:  # an argument that DigitClassifier or MNISTDataModule refuses
+        except ValueError as error:  # an argument that one of our classes refuses
             self.parser.error(str(error))
         try:
             self.model.optimizer(self.model.parameters())  # shows what is wrong with it before anything is written
@@ -105,8 +168,7 @@ class DigitCLI(LightningCLI):
             self.parser.error(f"--model.optimizer: {error}")
         # What Lightning would store for a model made by its CLI, were it not for the objects among the arguments:
         # `load_from_checkpoint` builds the model from it.
-        config = self.config[self.subcommand].model.as_dict()
-        self.model.save_hyperparameters({**config, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        self.model.save_hyperparameters({**settings, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
         if self.checkpoint:
             checkpoint.check_network(self.checkpoint, self.stored, self.model)
             self.config_init[self.subcommand].ckpt_path = str(self.checkpoint)
@@ -129,66 +191,77 @@ class DigitCLI(LightningCLI):
             )
         if not validates:
             kwargs["limit_val_batches"] = 0
-        single = isinstance(config.callbacks, Callback)  # the form without brackets
-        callbacks: list[Callback] = [config.callbacks] if single else [*(config.callbacks or [])]
+        callbacks: list[Callback] = as_list(config.callbacks)
         # Named because Lightning takes rich's bar where rich is installed (PL#20896), which is slower; every step
         # on the bar costs time too.
         if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=50))
-        if self.subcommand == "fit" and config.enable_checkpointing is not False and config.logger is not False:
-            callbacks += checkpoint.writers(validates)
+        writes = config.enable_checkpointing is not False and config.logger is not False and not config.fast_dev_run
+        if self.subcommand == "fit" and writes:
+            callbacks.append(self.config_init.fit.checkpoint)
+        plugins = as_list(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if config.logger in (None, True):
             # What `validate` finds, the curves of the run have.
             kwargs["logger"] = False if self.subcommand == "validate" else self._run_logger()
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             self.parser.error(f"--trainer: {error}")
+        # First, where Lightning puts it last: when training ends, weight averaging replaces the weights by their
+        # average, from which the run could not go on.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, CheckpointWriter))  # type: ignore[attr-defined]
+        return trainer
 
     @staticmethod
-    def _logs(config: Namespace) -> Path:
-        """Return the folder of the runs."""
-        return Path(config[config.subcommand].trainer.default_root_dir or "", "lightning_logs")
+    def _logs(root: str | None) -> Path:
+        """Return the folder of the runs, below `--trainer.default_root_dir`."""
+        return Path(root or "", "lightning_logs")
 
     def _run_logger(self) -> RunLogger:
-        """Return the logger of a new run, or of the run that is tested."""
-        if self.subcommand == "test" and self.checkpoint and (run := runs.of_checkpoint(self.checkpoint)):
-            return RunLogger(
-                save_dir=run.parent.parent,
-                name=run.parent.name,
-                version=run.name,
-                test_step=self.stored["global_step"] - 1,  # counted from 0, as Lightning does for the curves
-            )
-        logs = self._logs(self.config)
+        """Return the logger of a new run, of the run that goes on, or of the run that is tested."""
+        folder = self.run or self._logs(self.config[self.subcommand].trainer.default_root_dir)
         try:
-            logs.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=logs).close()
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            self.parser.error(f"--trainer.default_root_dir: no run can be written in {logs}: {error.strerror}")
-        return RunLogger(save_dir=logs.parent, name=logs.name)
+            flag = "--ckpt_path" if self.run else "--trainer.default_root_dir"
+            self.parser.error(f"{flag}: no run can be written in {folder}: {error.strerror}")
+        if not self.run:
+            return RunLogger(folder)
+        steps_done = self.stored["global_step"]
+        if self.subcommand == "fit":
+            return RunLogger(self.run.parent, runs.version(self.run), first_step=steps_done)
+        # Counted from 0, as Lightning does for the curves.
+        return RunLogger(self.run.parent, runs.version(self.run), test_step=max(0, steps_done - 1))
 
     def before_fit(self) -> None:
         if self.checkpoint is None:
             return
-        if not self.stored.keys() >= {"loops", "optimizer_states", "lr_schedulers"}:
+        if not self.stored.keys() >= {"loops", "optimizer_states", "lr_schedulers", "global_step"}:
             raise CheckpointError(f"{self.checkpoint} (--ckpt_path) holds weights alone; fit goes on from whole ones")
         # Lightning would say so too, with an empty run folder and exit code 0.
-        limit = cast(int, self.trainer.max_epochs)
-        if limit != -1 and checkpoint.epochs_done(self.stored) >= limit:
-            raise CheckpointError(
-                f"{self.checkpoint} (--ckpt_path) has all of its --trainer.max_epochs {limit} behind it; "
-                "to go on, give it more"
-            )
+        for flag, done in (
+            ("max_epochs", checkpoint.epochs_done(self.stored)),
+            ("max_steps", self.stored["global_step"]),
+        ):
+            limit = getattr(self.trainer, flag)
+            if limit != -1 and done >= limit:
+                command = f"{PROGRAM} fit --ckpt_path {shlex.quote(str(self.checkpoint))} --trainer.{flag} {2 * done}"
+                raise CheckpointError(
+                    f"{self.checkpoint} (--ckpt_path) is of a finished run: its --trainer.{flag} {limit} are done.\n"
+                    f"To go on: {command}"
+                )
 
     @rank_zero_only
     def after_fit(self) -> None:
         """Say what came of the run, and what to type next."""
-        saved = {c.filename: c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)}
-        names = [name for name in ("best", "last") if name in saved and saved[name].best_model_path]
-        if not names:
+        writer = next((c for c in self.trainer.callbacks if isinstance(c, CheckpointWriter)), None)  # type: ignore[attr-defined]
+        if writer is None:
             return
-        chosen = saved[names[0]]
-        score = f" with val/acc {chosen.best_model_score:.4f}" if chosen.monitor == "val/acc" else ""
+        name = "best" if writer.path("best").exists() else "last"
+        score = "" if name == "last" or writer.best_score is None else f" with val/acc {writer.best_score:.4f}"
         settings = {
             "--data.root": (self.datamodule.root, "data"),
             "--trainer.default_root_dir": (self.config[self.subcommand].trainer.default_root_dir, None),
@@ -196,9 +269,14 @@ class DigitCLI(LightningCLI):
         options = "".join(f" {flag} {shlex.quote(x)}" for flag, (x, default) in settings.items() if x != default)
         more = f" --trainer.max_epochs {2 * self.trainer.current_epoch}"
         print(
-            f"\n{names[0].capitalize()} checkpoint{score}: {os.path.relpath(chosen.best_model_path)}\n"
-            f"Test it:    {PROGRAM} test --ckpt_path {names[0]}{options}\n"
+            f"\n{name.capitalize()} checkpoint{score}: {os.path.relpath(writer.path(name))}\n"
+            f"Test it:    {PROGRAM} test --ckpt_path {name}{options}\n"
             f"Train on:   {PROGRAM} fit --ckpt_path last{more}{options}"
         )
         if isinstance(self.trainer.logger, RunLogger):
             print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(self.trainer.logger.root_dir))}")
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return an argument of the trainer's that may be given as nothing, as one thing or as several."""
+    return value.copy() if isinstance(value, list) else [] if value is None else [value]

@@ -1,8 +1,10 @@
 """What a user reads in the terminal, beside Lightning's own words."""
 
+import errno
 import logging
 import re
 import sys
+import threading
 import warnings
 from typing import NoReturn
 
@@ -16,8 +18,15 @@ def fail(message: str) -> NoReturn:
     sys.exit(f"{PROGRAM}: error: {message}")
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return whether an error says that there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def silence() -> None:
     """Take out what a user of this program can't act on."""
+    # TensorBoard writes from a thread, where a full disk leaves a traceback; it raises the same error to us.
+    threading.excepthook = lambda args: None if is_full_disk(args.exc_value) else threading.__excepthook__(args)
     # Advertisements for two packages, and how Lightning counts the steps of a schedule.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage())
@@ -28,6 +37,8 @@ def silence() -> None:
         # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
         r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
         r"The dirpath has changed from",
+        # A run that goes on, with a ModelCheckpoint of the user's.
+        r"Checkpoint directory .* exists and is not empty",
         # The table of layers estimates bytes, for which it takes 32 bits.
         r"Precision .* is not supported by the model summary",
     ):

@@ -1,39 +1,90 @@
-"""What a run records of itself: its configuration, and its curves in TensorBoard."""
+"""`RunLogger`: a run's curves in TensorBoard."""
 
+import itertools
+import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from mnist_lightning.checkpoint import PARTIAL
+from mnist_lightning.runs import create_run
 
 
 class RunLogger(TensorBoardLogger):
     """Lightning's TensorBoard logger, with one point for a step and the metrics of this project in HPARAMS.
 
     Args:
+        logs: the folder of the runs.
+        version: what the run is called there, by its number if it has one. None makes a new run.
+        first_step: where a run goes on, counted from 0. What its curves have from there on makes room before the
+            first point is drawn.
         test_step: the step that the tested checkpoint has reached. Lightning would draw `test/acc` at step 0, as it
             counts the steps of this process alone.
-        kwargs: those of `TensorBoardLogger`.
     """
 
-    def __init__(self, *, test_step: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        version: int | str | None = None,
+        *,
+        first_step: int | None = None,
+        test_step: int | None = None,
+    ) -> None:
         # Lightning's metric for HPARAMS is one of its own, -1 throughout.
-        super().__init__(**kwargs, default_hp_metric=False)
+        super().__init__(save_dir=logs.parent, name=logs.name, version=version, default_hp_metric=False)
+        self.first_step = first_step
         self.test_step = test_step
+        self._is_new = version is None
+        self._old_files = [] if first_step is None else list(Path(self.log_dir).glob("events.out.tfevents.*"))
         self._drawn_step: int | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer of the curves. The folder of a new run is made along with it, and not before it is needed."""
+        if self._is_new:
+            self._is_new = False
+            self._version = create_run(Path(self.root_dir))
+        return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Draw scalars at a step. Lightning calls this up to three times for the last step of an epoch."""
+        while self._old_files:
+            self._cut(self._old_files.pop())
         if self.test_step is not None:
             step = self.test_step
         if step == self._drawn_step or self.test_step is not None:
             metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         self._drawn_step = step
         super().log_metrics(metrics, step)
+
+    def _cut(self, path: Path) -> None:
+        """Take out of a file of curves what will be drawn again.
+
+        TensorBoard's own `purge_step` is heeded by one of its two loaders, and by few other readers.
+        """
+        records = list(RawEventFileLoader(str(path)).Load())  # but for one that a kill has cut off
+        events = [Event.FromString(record) for record in records]
+        kept = [not event.HasField("summary") or event.step < self.first_step for event in events]
+        if all(kept):
+            return
+        partial = path.with_name("curves" + PARTIAL)  # no name that TensorBoard would read
+        with partial.open("wb") as file:
+            writer = RecordWriter(file)
+            for record in itertools.compress(records, kept):
+                writer.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
     @rank_zero_only
     def log_settings(self, settings: dict[str, bool | int | float | str]) -> None:
@@ -44,23 +95,3 @@ class RunLogger(TensorBoardLogger):
         metrics = dict.fromkeys(["val/acc", "val/loss", "train/acc", "train/loss", "test/acc", "test/loss"], 0.0)
         for summary in hparams(settings, metrics):
             self.experiment.file_writer.add_summary(summary)
-
-
-class RunRecorder(SaveConfigCallback):
-    """Records what a run was made of: `config.yaml` in its folder, and TensorBoard's HPARAMS tab."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # `test` writes into the folder of the run that it tests, whose record stands.
-        if stage == "fit" and trainer.logger:
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.logger, RunLogger):
-            chosen = ("model.", "data.batch_size", "data.val_size", "seed_everything", "trainer.max_epochs")
-            trainer.logger.log_settings(
-                {
-                    key: value if isinstance(value, bool | int | float) else str(value)
-                    for key, value in self.config.items()
-                    if key.startswith(chosen)
-                }
-            )

@@ -1,6 +1,7 @@
 """Run folders: `lightning_logs/version_N`, each with all that a run left behind."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -30,15 +31,55 @@ def find_checkpoint(name: str, logs: Path) -> Path:
 
 def list_runs(logs: Path) -> list[Path]:
     """Return the run folders in `logs`, oldest first."""
-    runs = {
-        int(match[1]): path
-        for path in (logs.iterdir() if logs.is_dir() else ())
-        if (match := re.fullmatch(r"version_(\d+)", path.name)) and path.is_dir()
+    folders = [path for path in (logs.iterdir() if logs.is_dir() else ()) if path.is_dir()]
+    return sorted((path for path in folders if isinstance(version(path), int)), key=version)
+
+
+def version(run: Path) -> int | str:
+    """Return the N of a folder `version_N`, or the name of one that is called otherwise."""
+    match = re.fullmatch(r"version_(\d+)", run.name)
+    return int(match[1]) if match else run.name
+
+
+def create_run(logs: Path) -> int:
+    """Make the folder of a new run, and return its number. Runs that start at once each get their own."""
+    while True:
+        number = max((int(version(run)) for run in list_runs(logs)), default=-1) + 1
+        try:
+            (logs / f"version_{number}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return number
+
+
+def configurations(run: Path) -> list[Path]:
+    """Return what a run was configured with, first to newest: `config.yaml`, and `config_2.yaml` ... if it went on."""
+    first = [path for path in [run / "config.yaml"] if path.is_file()]
+    later = {
+        int(match[1]): path for path in run.glob("config_*.yaml") if (match := re.fullmatch(r"config_(\d+)", path.stem))
     }
-    return [runs[version] for version in sorted(runs)]
+    return first + [later[number] for number in sorted(later)]
+
+
+def next_configuration(run: Path) -> Path:
+    """Return where the next configuration of a run is to be written."""
+    paths = configurations(run)
+    if not paths:
+        return run / "config.yaml"
+    newest = paths[-1].stem.partition("_")[2] or "1"
+    return run / f"config_{int(newest) + 1}.yaml"
+
+
+def next_best(checkpoint: Path, logs: Path) -> Iterator[Path]:
+    """Yield what could be used in place of a checkpoint: the newest ones of its run, then those of the newest runs."""
+    run = of_checkpoint(checkpoint)
+    others = [other for other in reversed(list_runs(logs)) if run is None or not other.samefile(run)]
+    for folder in [run, *others] if run else others:
+        found = [path for path in folder.glob("checkpoints/*.ckpt") if path.is_file() and not path.samefile(checkpoint)]
+        yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def of_checkpoint(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, or None if it lies in none."""
     folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+    return folder.parent if folder.name == "checkpoints" and configurations(folder.parent) else None

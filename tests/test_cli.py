@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mnist_lightning import DigitClassifier, LeNet, archive
 
 FIRST = Path("lightning_logs/version_0")
+SECOND = Path("lightning_logs/version_1")
 LAST = FIRST / "checkpoints/last.ckpt"
 
 
@@ -154,59 +155,38 @@ def test_validate_measures_on_the_split_of_the_run(run: Run, capsys: pytest.Capt
     assert str(accuracy)[:8] in capsys.readouterr().out
 
 
-def test_fit_goes_on_from_a_checkpoint(run: Run) -> None:
-    run("fit", "--model.optimizer.momentum=0.5")
-    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
-    checkpoint = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
-    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 15)
-    assert checkpoint["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.5
-
-
 def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
     run("fit", "--model.optimizer.lr=0.01", "--model.label_smoothing=0.1", "--data.batch_size=64")
-    momentum = load(LAST)["optimizer_states"][0]["state"][0]["momentum_buffer"]
+    before = load(LAST)
     run("fit", "--ckpt_path=last", "--model.optimizer.lr=0", "--trainer.max_epochs=3")
-    continued = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))
-    assert continued["optimizer_states"][0]["param_groups"][0]["lr"] == 0
+    after = load(LAST)
+    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == 0
     # With a learning rate of 0 the weights stay; the momentum, taken over, moves on.
-    before = load(LAST)["state_dict"]
-    assert all(torch.equal(before[name], weight) for name, weight in continued["state_dict"].items())
-    assert not torch.equal(continued["optimizer_states"][0]["state"][0]["momentum_buffer"], momentum)
+    assert all(torch.equal(before["state_dict"][name], weight) for name, weight in after["state_dict"].items())
+    momentum, moved = (content["optimizer_states"][0]["state"][0]["momentum_buffer"] for content in (before, after))
+    assert not torch.equal(momentum, moved)
     # What was not given anew is the checkpoint's.
-    assert continued["hyper_parameters"]["label_smoothing"] == 0.1
-    assert continued["datamodule_hyper_parameters"]["batch_size"] == 64
+    assert after["hyper_parameters"]["label_smoothing"] == 0.1
+    assert after["datamodule_hyper_parameters"]["batch_size"] == 64
 
 
 def test_another_optimizer_starts_afresh_from_a_checkpoint(run: Run) -> None:
     run("fit")
     run("fit", "--ckpt_path=last", "--model.optimizer=Adam", "--trainer.max_epochs=3")
-    state = load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))["optimizer_states"][0]["state"][0]
-    assert state["step"] == 5
+    assert load(LAST)["optimizer_states"][0]["state"][0]["step"] == 5
 
 
-def test_a_longer_one_cycle_goes_on_where_the_longer_cycle_would_be(run: Run) -> None:
-    schedule = [
-        "--model.lr_scheduler=OneCycleLR",
-        "--model.lr_scheduler.max_lr=0.1",
-        "--model.lr_interval=step",
-    ]
-    run("fit", *schedule, "--trainer.max_epochs=2")
-    run("fit", "--ckpt_path=last", "--trainer.max_epochs=4")
-    run("fit", *schedule, "--trainer.max_epochs=4")
-    rates = {}
-    for version in (1, 2):
-        points = EventAccumulator(f"lightning_logs/version_{version}").Reload().Scalars("lr")
-        rates[version] = [point.value for point in points]
-    assert rates[1] == rates[2][10:]
+ONE_CYCLE = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1", "--model.lr_interval=step"]
 
 
-def test_a_schedule_that_is_new_on_resuming_goes_on_where_it_would_be(run: Run) -> None:
-    schedule = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1", "--model.lr_interval=step"]
-    run("fit")
-    run("fit", "--ckpt_path=last", *schedule, "--trainer.max_epochs=4")
-    run("fit", *schedule, "--trainer.max_epochs=4")
-    rates = [[p.value for p in EventAccumulator(f"lightning_logs/version_{n}").Reload().Scalars("lr")] for n in (1, 2)]
-    assert rates[0] == rates[1][10:]
+@pytest.mark.parametrize(("first", "second"), [(ONE_CYCLE, []), ([], ONE_CYCLE)], ids=["longer", "new"])
+def test_a_schedule_that_changes_goes_on_where_it_would_be(first: list[str], second: list[str], run: Run) -> None:
+    run("fit", *first)
+    run("fit", "--ckpt_path=last", *second, "--trainer.max_epochs=4")
+    run("fit", *ONE_CYCLE, "--trainer.max_epochs=4")
+    rates = [[p.value for p in EventAccumulator(str(path)).Reload().Scalars("lr")] for path in (FIRST, SECOND)]
+    assert rates[0][10:] == rates[1][10:]
+    assert len(rates[0]) == 20
 
 
 def test_reduce_on_plateau_by_flags(run: Run) -> None:
@@ -220,7 +200,7 @@ def test_reduce_on_plateau_by_flags(run: Run) -> None:
     [
         ([], ["--data.batch_size=50"], 10 + 11),
         ([], ["--data.val_size=0"], 10 + 5),
-        (["--trainer.limit_train_batches=2"], [], 4 + 5),
+        (["--trainer.limit_train_batches=2"], ["--trainer.limit_train_batches=null"], 4 + 5),
     ],
 )
 def test_an_epoch_of_another_length_is_a_whole_one_after_resuming(
@@ -228,15 +208,7 @@ def test_an_epoch_of_another_length_is_a_whole_one_after_resuming(
 ) -> None:
     run("fit", *first)
     run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", *second)
-    assert load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))["global_step"] == steps
-
-
-def test_resuming_keeps_the_seed_of_the_order(run: Run) -> None:
-    run("fit", "--seed_everything=7", "--trainer.max_epochs=3")
-    run("fit", "--seed_everything=7", "--trainer.max_epochs=2")
-    run("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
-    weights = [load(Path(f"lightning_logs/version_{n}/checkpoints/last.ckpt"))["state_dict"] for n in (0, 2)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert load(LAST)["global_step"] == steps
 
 
 def test_a_runs_configuration_repeats_it(run: Run) -> None:
@@ -265,6 +237,11 @@ def test_without_validation_best_is_last(run: Run, capsys: pytest.CaptureFixture
 def test_every_configuration_runs(config: Path, run: Run) -> None:
     run("fit", f"--config={config}", "--trainer.max_epochs=1")
     assert LAST.is_file()
+
+
+def test_a_trial_run_leaves_nothing(run: Run) -> None:
+    run("fit", "--trainer.fast_dev_run=true")
+    assert [path for path in Path().rglob("*") if path.is_file()] == []
 
 
 def test_progress_bar_and_logger_of_the_users_own_are_kept(run: Run) -> None:

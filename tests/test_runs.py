@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) 
 def test_no_checkpoint_at_all_is_an_error(tmp_path: Path, logs: str) -> None:
     with pytest.raises(runs.NoCheckpointError, match=r"no run in .* has a checkpoints/last\.ckpt"):
         runs.find_checkpoint("last", tmp_path / logs)
+
+
+def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path, "version_9")
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda _: runs.create_run(tmp_path), range(40)))
+    assert sorted(versions) == list(range(10, 50))
+
+
+def test_configurations_are_listed_first_to_newest(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "version_0")
+    for name in ("config_10.yaml", "config_2.yaml", "config_old.yaml"):
+        (run / name).touch()
+    assert [path.name for path in runs.configurations(run)] == ["config.yaml", "config_2.yaml", "config_10.yaml"]
 
 
 def test_the_run_of_a_checkpoint_is_the_folder_with_its_configuration(tmp_path: Path) -> None:
