@@ -92,33 +92,20 @@ class DigitCLI(LightningCLI):
         LightningCLI would let the checkpoint win over the command line (PL#20801).
         """
         args = sys.argv[1:] if args is None else list(args)
-        # Ahead of the rest, whose classes, and so whose flags, can be the checkpoint's.
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for flag in ("ckpt_path", "trainer.default_root_dir"):
-            first.add_argument(f"--{flag}", default=argparse.SUPPRESS)
-        typed = vars(first.parse_known_args(args)[0])
-        verb = next((argument for argument in args if argument in self.subcommands()), None)
-        if verb is None or "ckpt_path" not in typed:
-            self.config = parser.parse_args(args)
-            verb = self.config.subcommand
-            name, root = self.config[verb].ckpt_path, self.config[verb].trainer.default_root_dir
-        else:
-            name, root = typed["ckpt_path"], typed.get("trainer.default_root_dir")
-        if verb != "fit" and name is None:
-            name = "best"  # nobody wants to know how random weights do
+        verb, name, logs = self._asked_for(parser, args)
         self.checkpoint: Path | None = None
         self.run: Path | None = None
         if name is None:
             return
-        logs = self._logs(root)
         self.checkpoint = runs.find_checkpoint(name, logs) if name in ("best", "last") else Path(name)
         self.run = runs.of_checkpoint(self.checkpoint)
         content = self.stored = self._read(self.checkpoint, logs)
-        seed = content.get("MNISTDataModule", {}).get("seed", DEFAULT_SEED)
         try:
             model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
             stored = {f"model.{key}": value for key, value in model.items() if not key.startswith("_")}
-            stored |= {f"data.{key}": value for key, value in data.items()} | {"seed_everything": seed}
+            stored |= {f"data.{key}": value for key, value in data.items()}
+            if (seed := content.get("MNISTDataModule", {}).get("seed")) is not None:
+                stored["seed_everything"] = seed
             self._parser(verb).set_defaults(stored)
         except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint} (--ckpt_path) is not of this program: {error.args[0]}") from error
@@ -126,10 +113,28 @@ class DigitCLI(LightningCLI):
             after_verb = args.index(verb) + 1
             args[after_verb:after_verb] = ["--config", str(self._configuration(self.run))]
         self.config = parser.parse_args(args)
-        if verb == "fit" and self.config.fit.seed_everything != seed:
+        if verb == "fit" and seed not in (None, self.config.fit.seed_everything):
             parser.error(f"--seed_everything is {self.config.fit.seed_everything}; expected {seed}, as the run began")
         # Out of LightningCLI's sight, and of the run's record: started again from it, a run would resume.
         self.config[verb].ckpt_path = None
+
+    def _asked_for(self, parser: LightningArgumentParser, args: list[str]) -> tuple[str, str | None, Path]:
+        """Return the verb, what checkpoint it is to start from, and the folder of the runs."""
+        # Ahead of all other flags, as those of the checkpoint's classes are not known yet.
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for flag in (["--config", "-c"], ["--ckpt_path"], ["--trainer.default_root_dir"]):
+            first.add_argument(*flag)
+        typed = vars(first.parse_known_args(args)[0])
+        verb = next((argument for argument in args if argument in self.subcommands()), None)
+        if verb and "ckpt_path" in typed and "config" not in typed:
+            name, root = typed["ckpt_path"], typed.get("trainer.default_root_dir")
+        else:
+            self.config = parser.parse_args(args)
+            verb = str(self.config.subcommand)
+            name, root = self.config[verb].ckpt_path, self.config[verb].trainer.default_root_dir
+        if verb != "fit" and name is None:
+            name = "best"  # nobody wants to know how random weights do
+        return verb, name, self._logs(root)
 
     @staticmethod
     def _read(path: Path, logs: Path) -> dict[str, Any]:

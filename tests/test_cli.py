@@ -155,6 +155,13 @@ def test_validate_measures_on_the_split_of_the_run(run: Run, capsys: pytest.Capt
     assert str(accuracy)[:8] in capsys.readouterr().out
 
 
+def test_last_is_looked_for_where_a_configuration_says(run: Run) -> None:
+    Path("mine.yaml").write_text("trainer:\n  default_root_dir: mine\n  max_epochs: 3\n")
+    run("fit", "--config=mine.yaml", "--trainer.max_epochs=1")
+    run("fit", "--config=mine.yaml", "--ckpt_path=last")
+    assert load("mine" / LAST)["epoch"] == 3
+
+
 def test_the_command_line_wins_over_the_checkpoint(run: Run) -> None:
     run("fit", "--model.optimizer.lr=0.01", "--model.label_smoothing=0.1", "--data.batch_size=64")
     before = load(LAST)
