@@ -181,6 +181,7 @@ def test_last_is_written_every_so_many_steps(every: int, run: Run, monkeypatch: 
 
 MOMENTS = {  # the method in which the run is stopped, and its call; with 9 steps and 2 batches of validation an epoch
     "at the first step": ("training_step", 1),
+    "at an epoch's start": ("training_step", 10),
     "mid-epoch": ("training_step", 13),
     "in a validation": ("validation_step", 3),
     "at an epoch's end": ("on_train_epoch_end", 2),
@@ -312,7 +313,7 @@ def test_every_stop_at_every_moment(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", OTHERS.values(), ids=list(OTHERS))
-@pytest.mark.parametrize("moment", ["mid-epoch", "in a validation"])
+@pytest.mark.parametrize("moment", ["at an epoch's start", "mid-epoch", "in a validation"])
 def test_other_settings_are_exact_too(
     recipe: list[str], moment: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
