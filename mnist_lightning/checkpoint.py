@@ -56,11 +56,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 partial.unlink()
             before = "; what it held before, it holds still" if path.is_file() else ""
             raise CheckpointError(f"{path} can't be written: {error.strerror}{before}") from error
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # Windows can't open folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Read a checkpoint, safely whatever is asked for. Tensors come to be on the CPU; Lightning moves them.
