@@ -1,8 +1,6 @@
 """Checkpoints as files: written whole or not at all, and read without running anything that they contain."""
 
-import contextlib
 import io
-import os
 import pkgutil
 import re
 import zipfile
@@ -16,8 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-# What the name of a file ends in while it is written.
-PARTIAL = ".partial"
+from mnist_lightning.durable import written_whole
 
 SCHEDULES = (LRScheduler, ReduceLROnPlateau)
 LOOPS = dict.fromkeys(["fit_loop", "validate_loop", "test_loop", "predict_loop"])
@@ -43,25 +40,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
         torch.save(checkpoint, content)
-        partial = path.with_name(path.name + PARTIAL)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            with written_whole(path) as partial:
+                partial.write_bytes(content.getbuffer())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             before = "; what it held before, it holds still" if path.is_file() else ""
             raise CheckpointError(f"{path} can't be written: {error.strerror}{before}") from error
-        if os.name == "posix":  # Windows can't open folders
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Read a checkpoint, safely whatever is asked for. Tensors come to be on the CPU; Lightning moves them.
@@ -70,12 +55,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
             CheckpointError: as `read`.
         """
         return read(path)
-
-
-def remove_partial(run: Path) -> None:
-    """Remove from a run's folder what a process was writing when it was killed."""
-    for partial in [*run.glob(f"*{PARTIAL}"), *run.glob(f"checkpoints/*{PARTIAL}")]:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> dict[str, Any]:

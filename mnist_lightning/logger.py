@@ -1,7 +1,6 @@
 """`RunLogger`: a run's curves in TensorBoard."""
 
 import itertools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from mnist_lightning.checkpoint import PARTIAL
+from mnist_lightning.durable import written_whole
 from mnist_lightning.runs import create_run
 
 
@@ -77,14 +76,10 @@ class RunLogger(TensorBoardLogger):
         kept = [not event.HasField("summary") or event.step < self.first_step for event in events]
         if all(kept):
             return
-        partial = path.with_name("curves" + PARTIAL)  # no name that TensorBoard would read
-        with partial.open("wb") as file:
+        with written_whole(path) as partial, partial.open("wb") as file:
             writer = RecordWriter(file)
             for record in itertools.compress(records, kept):
                 writer.write(record)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     @rank_zero_only
     def log_settings(self, settings: dict[str, bool | int | float | str]) -> None:

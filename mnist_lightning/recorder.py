@@ -1,13 +1,13 @@
 """`RunRecorder`: what a run records of its making."""
 
-import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mnist_lightning.checkpoint import PARTIAL
+from mnist_lightning.durable import written_whole
 from mnist_lightning.logger import RunLogger
 from mnist_lightning.runs import next_configuration
 
@@ -26,14 +26,14 @@ class RunRecorder(SaveConfigCallback):
         if not trainer.logger or not trainer.log_dir:
             return
         path = next_configuration(Path(trainer.log_dir))
-        # A kill must not leave a part of it under its name, as the run goes on with it.
-        self.config_filename, self.overwrite = path.name + PARTIAL, True
-        super().setup(trainer, pl_module, "fit")
-        if trainer.is_global_zero:
-            os.replace(path.with_name(self.config_filename), path)
-            last = path.with_name("checkpoints") / "last.ckpt"
-            if trainer.ckpt_path and last.exists() and not last.samefile(trainer.ckpt_path):
-                shutil.copy2(last, last.with_stem(path.stem.replace("config", "last")))
+        # Lightning writes on the first process alone. A kill must not leave a part of what the run would go on with.
+        with written_whole(path) if trainer.is_global_zero else nullcontext(path) as partial:
+            self.config_filename, self.overwrite = partial.name, True
+            super().setup(trainer, pl_module, "fit")
+        last = path.with_name("checkpoints") / "last.ckpt"
+        if trainer.is_global_zero and trainer.ckpt_path and last.exists() and not last.samefile(trainer.ckpt_path):
+            with written_whole(last.with_stem(path.stem.replace("config", "last"))) as partial:
+                shutil.copyfile(last, partial)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, RunLogger):

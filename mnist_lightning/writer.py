@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mnist_lightning.checkpoint import remove_partial
+from mnist_lightning.durable import remove_partial
 from mnist_lightning.stop import Stopped, StopSignal
 
 
