@@ -1,5 +1,6 @@
 """`MNISTDataModule`: splits, loaders, and what happens to a batch on its device."""
 
+import math
 import os
 import random
 import warnings
@@ -13,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mnist_lightning import archive
+from mnist_lightning.augmentation import distort
 from mnist_lightning.checkpoint import CheckpointError
 from mnist_lightning.sampler import EpochSampler
 
@@ -56,6 +58,11 @@ class MNISTDataModule(LightningDataModule):
             all 60,000 and validates nothing.
         mean: subtracted from pixels in 0..1. With the default `std`, pixels come to be in -1..1.
         std: what is left is divided by it; more than 0.
+        rotation: training images are turned at random, by up to so many degrees (`augmentation.py`, also for the rest),
+        scale: and made wider or narrower, taller or flatter; 0.1 is by up to a factor of 1.1,
+        shear: and slanted, by up to so many pixels from one row to the next,
+        translation: and moved, by up to so many pixels along each axis,
+        elastic: and bent; the standard deviation of the displacements, in pixels.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -68,6 +75,11 @@ class MNISTDataModule(LightningDataModule):
         val_size: int = 5_000,
         mean: float = 0.5,
         std: float = 0.5,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        translation: float = 0.0,
+        elastic: float = 0.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -76,6 +88,16 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"val_size (--data.val_size) is {val_size}; expected 0..{archive.TRAIN_SIZE - 1}")
         if not std > 0:  # not a number is not either
             raise ValueError(f"std (--data.std) is {std}; expected more than 0")
+        distortion = {
+            "rotation": rotation,
+            "scale": scale,
+            "shear": shear,
+            "translation": translation,
+            "elastic": elastic,
+        }
+        for name, value in distortion.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} (--data.{name}) is {value}; expected 0 or more, and finite")
         # Where the archives lie is a matter of the machine, not of what was learned from them.
         self.save_hyperparameters(ignore="root")
         self.root = root
@@ -83,6 +105,7 @@ class MNISTDataModule(LightningDataModule):
         self.val_size = val_size
         self.mean = mean
         self.std = std
+        self.distortion = distortion
 
     def prepare_data(self) -> None:
         archive.prepare(self.root)
@@ -136,11 +159,16 @@ class MNISTDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Make uint8 `(B, 28, 28)` float32 `(B, 1, 28, 28)`, normalised, on the device where the batch is."""
+        """Make uint8 `(B, 28, 28)` float32 `(B, 1, 28, 28)`, normalised, on the device where the batch is.
+
+        Images to train on are distorted, if that is asked for.
+        """
         images, labels = batch
         # In the order, and so to the bit, of torchvision's ToTensor and Normalize. The memory format is the network's.
         pixels = images.unsqueeze(1).to(torch.float32, memory_format=torch.channels_last).div_(255)
         pixels = pixels.sub_(self.mean).div_(self.std)
+        if self.trainer and self.trainer.training and any(self.distortion.values()):
+            pixels = distort(pixels, **self.distortion)
         if self.trainer:  # `--trainer.precision bf16-true`: Lightning has converted the batch before it was float
             pixels = self.trainer.precision_plugin.convert_input(pixels)
         return pixels, labels

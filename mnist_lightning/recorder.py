@@ -37,11 +37,11 @@ class RunRecorder(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, RunLogger):
-            chosen = ("model.", "data.batch_size", "data.val_size", "seed_everything", "trainer.max_epochs")
+            chosen = ("model.", "data.", "seed_everything", "trainer.max_epochs")
             trainer.logger.log_settings(
                 {
                     key: value if isinstance(value, bool | int | float) else str(value)
                     for key, value in self.config.items()
-                    if key.startswith(chosen)
+                    if key.startswith(chosen) and key != "data.root"
                 }
             )

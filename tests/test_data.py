@@ -1,11 +1,11 @@
 import pytest
 import torch
 from conftest import DATA
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from mnist_lightning import MNISTDataModule, archive
+from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule, archive
 from mnist_lightning.data import TensorLoader, split
 
 
@@ -124,6 +124,42 @@ def test_device_transform_uses_mean_and_std() -> None:
     torch.testing.assert_close(pixels.flatten(), torch.tensor([-0.5, 4.5]))
 
 
+class Recording(DigitClassifier):
+    """Keeps the images of each epoch's first batch, float32 `(B, 1, 28, 28)`, as the network sees them."""
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if batch_idx == 0:
+            self.trained_on = [*getattr(self, "trained_on", []), batch[0].clone()]
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        self.validated_on = batch[0].clone()
+        super().validation_step(batch, batch_idx)
+
+
+def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
+    small_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = archive.read(small_data, "train")
+    same = images[:1].expand_as(images)  # 640 times the same image, so that their order does not matter
+    monkeypatch.setattr(archive, "read", lambda root, part: (same, labels))
+
+    def fit(**distortion: float) -> Recording:
+        seed_everything(1)
+        model = Recording(LeNet())
+        trainer = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.fit(model, MNISTDataModule(small_data, val_size=128, **distortion))
+        return model
+
+    plain, moved, again = fit(), fit(translation=2.0), fit(translation=2.0)
+    assert torch.equal(plain.trained_on[0], plain.trained_on[1])
+    assert len(moved.trained_on[0].unique(dim=0)) == 128
+    assert not torch.equal(moved.trained_on[0], moved.trained_on[1])
+    assert torch.equal(moved.validated_on, plain.trained_on[0])
+    assert torch.equal(moved.trained_on[0], again.trained_on[0])
+    assert torch.equal(moved.trained_on[1], again.trained_on[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,6 +167,8 @@ def test_device_transform_uses_mean_and_std() -> None:
         ({"val_size": -1}, r"val_size .* is -1; expected 0\.\.59999"),
         ({"val_size": 60_000}, r"val_size .* is 60000; expected 0\.\.59999"),
         ({"std": 0.0}, "std .* is 0.0; expected more than 0"),
+        ({"rotation": -1.0}, "rotation .* is -1.0; expected 0 or more, and finite"),
+        ({"elastic": float("nan")}, "elastic .* is nan; expected 0 or more, and finite"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict[str, float], message: str) -> None:
