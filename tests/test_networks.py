@@ -3,6 +3,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_lightning import LeNet
+from mnist_lightning.networks import ConvNet
 
 
 class Net(nn.Module):
@@ -49,3 +50,21 @@ def test_weights_go_both_ways_between_lenet_and_the_tutorials_net() -> None:
     theirs(images).square().sum().backward()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine.grad, other.grad)
+
+
+def test_convnet_gives_ten_logits_for_each_image() -> None:
+    logits = ConvNet()(torch.randn(3, 1, 28, 28))
+    assert logits.shape == (3, 10)
+    assert logits.dtype == torch.float32
+
+
+def test_convnet_has_as_many_parameters_as_it_says() -> None:
+    assert sum(parameter.numel() for parameter in ConvNet().parameters()) == 112_698
+
+
+def test_convnet_drops_features_in_training_alone() -> None:
+    images, network = torch.randn(8, 1, 28, 28), ConvNet(dropout=0.5)
+    features = network.features(images).flatten(1)  # with the batch's own statistics, the same on every pass
+    assert not torch.equal(network(images), network.classifier(features))
+    features = network.eval().features(images).flatten(1)
+    assert torch.equal(network(images), network.classifier(features))
