@@ -3,18 +3,17 @@
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from mnist_lightning.durable import written_whole
 from mnist_lightning.runs import create_run
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger(TensorBoardLogger):
@@ -47,7 +46,7 @@ class RunLogger(TensorBoardLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
+    def experiment(self) -> "SummaryWriter":
         """The writer of the curves. The folder of a new run is made along with it, and not before it is needed."""
         if self._is_new:
             self._is_new = False
@@ -71,6 +70,11 @@ class RunLogger(TensorBoardLogger):
 
         TensorBoard's own `purge_step` is heeded by one of its two loaders, and by few other readers.
         """
+        # Imported late, here and below, as `validate` and `compare` draw no curves.
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         records = list(RawEventFileLoader(str(path)).Load())  # but for one that a kill has cut off
         events = [Event.FromString(record) for record in records]
         kept = [not event.HasField("summary") or event.step < self.first_step for event in events]
@@ -87,6 +91,8 @@ class RunLogger(TensorBoardLogger):
 
         Only the metrics' names are written. `log_hyperparams` would also draw a point of its own on each curve.
         """
+        from torch.utils.tensorboard.summary import hparams
+
         metrics = dict.fromkeys(["val/acc", "val/loss", "train/acc", "train/loss", "test/acc", "test/loss"], 0.0)
         for summary in hparams(settings, metrics):
             self.experiment.file_writer.add_summary(summary)
