@@ -87,6 +87,10 @@ class DigitClassifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", self.test_accuracy, batch)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return logits `(B, 10)`."""
+        return self(batch[0])
+
     def _evaluate(self, stage: str, accuracy: Metric, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import checkpoint, console, runs, stop
+from mnist_lightning import checkpoint, comparison, console, runs, stop
 from mnist_lightning.archive import ArchiveError
 from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
 from mnist_lightning.classifier import DigitClassifier
@@ -32,7 +32,7 @@ from mnist_lightning.writer import CheckpointWriter
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one verb: `fit`, `validate` or `test`.
+    """Run one verb: `fit`, `validate`, `test` or `compare`.
 
     Args:
         args: what would follow `python -m mnist_lightning` on a command line; that of this process by default.
@@ -43,7 +43,11 @@ def main(args: list[str] | None = None) -> None:
     console.silence()
     try:
         with stop.exit_at_once():
-            DigitCLI(args)
+            typed = sys.argv[1:] if args is None else args
+            if typed[:1] == ["compare"]:  # it trains nothing: none of LightningCLI's flags would mean anything
+                comparison.compare(typed[1:])
+            else:
+                DigitCLI(args)  # LightningCLI warns if it is handed what is in `sys.argv` too
     except Stopped as stopped:
         if stopped.code:  # on one process of several
             path = shlex.quote(os.path.relpath(stopped.checkpoint))
@@ -70,6 +74,7 @@ class DigitCLI(LightningCLI):
             trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
             seed_everything_default=DEFAULT_SEED,
             parser_class=console.Parser,
+            parser_kwargs={"epilog": f"{PROGRAM} compare RUN_A RUN_B: {comparison.DESCRIPTION}"},
             args=args,
             # DigitClassifier configures its own, with the number of steps at hand.
             auto_configure_optimizers=False,
@@ -79,7 +84,7 @@ class DigitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        # There is nothing to predict: the test set has its labels, and pictures of one's own are not read.
+        # LightningCLI drops what `predict` returns. `compare` uses it.
         return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

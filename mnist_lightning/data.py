@@ -129,6 +129,9 @@ class MNISTDataModule(LightningDataModule):
     def test_dataloader(self) -> TensorLoader:
         return self._test_loader
 
+    def predict_dataloader(self) -> TensorLoader:
+        return self._test_loader
+
     def _loader(self, images: Tensor, labels: Tensor, indices: Tensor, shuffle: bool = False) -> TensorLoader:
         sampler = EpochSampler(
             indices,

@@ -29,6 +29,20 @@ def find_checkpoint(name: str, logs: Path) -> Path:
     raise NoCheckpointError(f"no run in {logs} has a checkpoints/{name}.ckpt; train one first with `fit`")
 
 
+def checkpoint_at(path: Path) -> Path:
+    """Return the best checkpoint of a run folder, or the checkpoint itself that a path names.
+
+    Raises:
+        NoCheckpointError: there is none.
+    """
+    checkpoint = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise NoCheckpointError(
+            f"{checkpoint} does not exist; expected a run folder with checkpoints/best.ckpt, or a checkpoint file"
+        )
+    return checkpoint
+
+
 def list_runs(logs: Path) -> list[Path]:
     """Return the run folders in `logs`, oldest first."""
     folders = [path for path in (logs.iterdir() if logs.is_dir() else ()) if path.is_dir()]

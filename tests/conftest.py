@@ -62,7 +62,7 @@ def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
 
     def run(verb: str, *args: str) -> None:
         quick = [f"--data.root={small_data}"]
-        if not any(argument.startswith("--ckpt_path") for argument in args):
+        if verb != "compare" and not any(argument.startswith("--ckpt_path") for argument in args):
             quick += ["--trainer.log_every_n_steps=1"]
             if verb == "fit":
                 quick += ["--data.val_size=100", "--trainer.max_epochs=2"]

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from conftest import ROOT, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.nn import functional as F
+from torchvision.datasets import MNIST
 
 from mnist_lightning import DigitClassifier, LeNet, archive
 
@@ -50,6 +53,22 @@ def test_fit_leaves_a_whole_run_folder(run: Run, capsys: pytest.CaptureFixture[s
     for command in ("test --ckpt_path best", "fit --ckpt_path last --trainer.max_epochs 4"):
         assert f"python -m mnist_lightning {command} --data.root" in out
     assert "tensorboard --logdir lightning_logs\n" in out
+
+
+@pytest.mark.parametrize("verb", ["validate", "compare"])
+def test_what_draws_no_curves_imports_no_tensorboard(verb: str, run: Run, small_data: str) -> None:
+    run("fit", "--trainer.max_epochs=1")
+    arguments = [verb, f"--data.root={small_data}", *([str(FIRST)] * 2 if verb == "compare" else [])]
+    code = f"""
+import sys
+from torchvision.datasets import MNIST
+from mnist_lightning.cli import main
+MNIST.resources = {MNIST.resources}
+main({arguments})
+print("imported:", "tensorboard" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "imported: False" in result.stdout
 
 
 def test_best_is_the_checkpoint_with_the_highest_validation_accuracy(run: Run) -> None:
