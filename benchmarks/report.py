@@ -1,0 +1,60 @@
+"""Writes what is measured into the README, with the machine, the versions and the commit."""
+
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+
+import mnist_lightning
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+MEASURED = ["mnist_lightning", "configs", "benchmarks"]  # what figures depend on
+
+if Path(mnist_lightning.__file__).resolve().parent.parent != ROOT:
+    sys.exit(f"mnist_lightning is {mnist_lightning.__file__}; expected that of {ROOT}: pip install -e {ROOT}")
+
+
+def setup() -> str:
+    """Return what torch computes with, and the versions that count."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    machine = f"{torch.get_num_threads()} cores of {models[0] if models else platform.machine()}"
+    return (
+        f"{machine}, Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
+    )
+
+
+def commit() -> str:
+    """Return the commit that is measured, with a `+` where files that matter differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", *MEASURED) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
+def read_block(name: str) -> str:
+    """Return what stands in the README between the markers of a name."""
+    found = _block(name).search(README.read_text(encoding="utf-8"))
+    if not found:
+        sys.exit(f"{README} has no markers for {name}; expected <!-- {name}: ... --> and <!-- end of {name} -->")
+    return found[2].strip()
+
+
+def write_block(name: str, text: str) -> None:
+    """Replace what stands there."""
+    readme = README.read_text(encoding="utf-8")
+    readme = _block(name).sub(lambda found: f"{found[1]}\n{text}\n{found[3]}", readme)
+    README.write_text(readme, encoding="utf-8")
+
+
+def _block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}:.*? -->)\n(.*?)\n(<!-- end of {name} -->)", re.DOTALL)
