@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import report
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_lightning import checkpoint
+from mnist_lightning import checkpoint, stop
 from mnist_lightning.durable import written_whole
 
 DATA = ["--data.root", str(report.ROOT / "data")]
@@ -49,13 +48,12 @@ def run_program(*arguments: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(report.ROOT)}
     command = [sys.executable, "-m", "mnist_lightning", *arguments]
     # In a session of its own, or Ctrl-C would reach it twice.
-    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        previous = [signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in signals]
+    with (
+        subprocess.Popen(command, env=environment, start_new_session=True) as process,
+        stop.handled_by(lambda signum, _: process.send_signal(signum)),
+    ):
         code = process.wait()
-        for signum, handler in zip(signals, previous, strict=True):
-            signal.signal(signum, handler)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code in {128 + signum for signum in stop.SIGNALS}:
         print("The same command goes on from here.", file=sys.stderr)
     if code:
         sys.exit(code)
