@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
+from torchmetrics import CatMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mnist_lightning.calibration import Calibration, calibrate
 from mnist_lightning.checkpoint import carry_over, epochs_done, read
 
 Batch = tuple[Tensor, Tensor]  # float images (N, 1, 28, 28), int64 labels (N,)
@@ -37,6 +38,10 @@ class DigitClassifier(LightningModule):
             told the number unless it was given one. `ReduceLROnPlateau` follows its `monitor`.
         lr_interval: what a step of the schedule is, a training step or an epoch.
         label_smoothing: the share of each label that is spread evenly over the classes, in 0..1.
+
+    Attributes:
+        calibration: what the last validation made of the network's confidence, None before the first. Checkpoints
+            have it.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class DigitClassifier(LightningModule):
         # Checking its arguments would cost the metric a device sync each step.
         accuracy = MulticlassAccuracy(num_classes=10, average="micro", validate_args=False)
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
+        self.val_logits, self.val_labels = (CatMetric(nan_strategy="disable") for _ in range(2))
+        self.calibration: Calibration | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
@@ -81,17 +88,29 @@ class DigitClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         self.log("train/acc", self.train_accuracy)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", self.val_accuracy, batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return logits `(B, 10)`, for callbacks."""
+        logits = self._evaluate("val", self.val_accuracy, batch)
+        self.val_logits.update(logits)
+        self.val_labels.update(batch[1])
+        return logits
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, batch)
+    def on_validation_epoch_end(self) -> None:
+        logits, labels = self.val_logits.compute(), self.val_labels.compute()  # of all processes
+        self.val_logits.reset()
+        self.val_labels.reset()
+        if not self.trainer.sanity_checking:
+            self.calibration = calibrate(logits, labels.long())
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return logits `(B, 10)`, for callbacks."""
+        return self._evaluate("test", self.test_accuracy, batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return logits `(B, 10)`."""
         return self(batch[0])
 
-    def _evaluate(self, stage: str, accuracy: Metric, batch: Batch) -> None:
+    def _evaluate(self, stage: str, accuracy: Metric, batch: Batch) -> Tensor:
         images, labels = batch
         logits = self(images)
         accuracy.update(logits, labels)
@@ -99,6 +118,7 @@ class DigitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}/acc", accuracy, batch_size=len(labels), prog_bar=True)
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.network.parameters())
@@ -115,7 +135,12 @@ class DigitClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `train/acc` has counted in this epoch, over all processes. Lightning saves no metrics."""
+        """Add what `train/acc` has counted in this epoch, over all processes, and the calibration.
+
+        Lightning saves no metrics.
+        """
+        if self.calibration:
+            checkpoint["calibration"] = self.calibration.state_dict()
         with self.train_accuracy.sync_context():
             checkpoint["train_accuracy"] = apply_to_collection(self.train_accuracy.metric_state, Tensor, Tensor.clone)
         # An optimizer or a data module of a notebook's may have been given numbers of NumPy's, at which the safe
@@ -124,6 +149,9 @@ class DigitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._checkpoint = checkpoint
+        # Of another program's, or one from before there was any, there is none.
+        calibration = checkpoint.get("calibration")
+        self.calibration = Calibration(**calibration) if calibration else None
         if self._trainer is not None and self.global_rank == 0:
             for name, value in checkpoint.get("train_accuracy", {}).items():
                 setattr(self.train_accuracy, name, value.to(self.device))
