@@ -13,9 +13,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from mnist_lightning import archive
+from mnist_lightning import archive, photos
 from mnist_lightning.augmentation import distort
 from mnist_lightning.checkpoint import CheckpointError
+from mnist_lightning.photos import Photos
 from mnist_lightning.sampler import EpochSampler
 
 DEFAULT_SEED = 42
@@ -63,6 +64,10 @@ class MNISTDataModule(LightningDataModule):
         shear: and slanted, by up to so many pixels from one row to the next,
         translation: and moved, by up to so many pixels along each axis,
         elastic: and bent; the standard deviation of the displacements, in pixels.
+        images: pictures to predict on: files, folders or globs (`photos.py`). The test images without them.
+
+    Attributes:
+        photos: what was read of the pictures to predict on, once `predict` has begun.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -80,6 +85,7 @@ class MNISTDataModule(LightningDataModule):
         shear: float = 0.0,
         translation: float = 0.0,
         elastic: float = 0.0,
+        images: list[str] | str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -98,17 +104,20 @@ class MNISTDataModule(LightningDataModule):
         for name, value in distortion.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} (--data.{name}) is {value}; expected 0 or more, and finite")
-        # Where the archives lie is a matter of the machine, not of what was learned from them.
-        self.save_hyperparameters(ignore="root")
+        # Where the archives and pictures lie is a matter of the machine, not of what was learned from them.
+        self.save_hyperparameters(ignore=["root", "images"])
         self.root = root
         self.batch_size = batch_size
         self.val_size = val_size
         self.mean = mean
         self.std = std
         self.distortion = distortion
+        self.images = [images] if isinstance(images, str) else images
+        self.photos: Photos | None = None
 
     def prepare_data(self) -> None:
-        archive.prepare(self.root)
+        if not (self.images and self.trainer and self.trainer.state.fn == TrainerFn.PREDICTING):
+            archive.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         if stage in ("fit", "validate"):
@@ -116,9 +125,13 @@ class MNISTDataModule(LightningDataModule):
             train, val = split(labels, self.val_size)
             self._train_loader = self._loader(images, labels, train, shuffle=True)
             self._val_loader = self._loader(images, labels, val)
+        elif stage == "predict" and self.images:
+            self.photos = photos.read(self.images)
+            labels = torch.full([len(self.photos.images)], -1)  # nobody knows them
+            self._predict_loader = self._loader(self.photos.images, labels, torch.arange(len(labels)))
         else:
             images, labels = archive.read(self.root, "test")
-            self._test_loader = self._loader(images, labels, torch.arange(len(labels)))
+            self._test_loader = self._predict_loader = self._loader(images, labels, torch.arange(len(labels)))
 
     def train_dataloader(self) -> TensorLoader:
         return self._train_loader
@@ -130,7 +143,7 @@ class MNISTDataModule(LightningDataModule):
         return self._test_loader
 
     def predict_dataloader(self) -> TensorLoader:
-        return self._test_loader
+        return self._predict_loader
 
     def _loader(self, images: Tensor, labels: Tensor, indices: Tensor, shuffle: bool = False) -> TensorLoader:
         sampler = EpochSampler(

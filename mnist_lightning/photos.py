@@ -1,0 +1,271 @@
+"""A person's picture of a digit, made into an image as those of MNIST were (LeCun et al. 1998)."""
+
+import glob
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+SIZE, BOX, CENTRE = 28, 20, 14  # of the image, of the digit's longest side, and where its centre of mass comes to lie
+WORKING_SIDE = 512  # pixels; a larger picture is reduced to it
+COARSE_SIDE = 128  # is enough for the background, and for which parts hang together
+
+# Of the range from black to white: fainter than this on its background, a picture is blank.
+LEAST_CONTRAST = 0.06
+# Of the darkest stroke: what is fainter is no stroke. Of the largest part: what is smaller is dust.
+FAINTEST_STROKE, SMALLEST_PART = 0.3, 0.08
+
+
+class PhotoError(Exception):
+    """There is no such picture, or no digit can be found in it."""
+
+
+class Photos(NamedTuple):
+    """Pictures that were read.
+
+    Attributes:
+        paths: of N files.
+        images: uint8 `(N, 28, 28)`, ink 255 on 0; all 0 where there is a problem.
+        problems: for each why no image could be made of it, or "".
+    """
+
+    paths: list[Path]
+    images: Tensor
+    problems: list[str]
+
+
+def read(names: Iterable[str]) -> Photos:
+    """Read all pictures that are named, and note what can't be read.
+
+    Args:
+        names: files, folders (for the pictures in them, by suffix) and globs.
+
+    Raises:
+        PhotoError: there is nothing of a name.
+    """
+    paths = find(names)
+    images = torch.zeros(len(paths), SIZE, SIZE, dtype=torch.uint8)
+    problems = [""] * len(paths)
+    # A bar only for those who would have to wait.
+    for index, path in enumerate(tqdm(paths, "Reading pictures", delay=2, leave=False)):
+        try:
+            images[index] = prepare(path)
+        except PhotoError as error:
+            problems[index] = str(error)
+    return Photos(paths, images, problems)
+
+
+def write(images: Tensor, names: Iterable[str], folder: Path) -> None:
+    """Write images as PNG files of ten times their size, so that a person can see what a network sees.
+
+    Args:
+        images: uint8 `(N, 28, 28)`.
+        names: what each is from. Its file is called by number and the last part of its name.
+        folder: is made if it is not there.
+    """
+    folder.mkdir(exist_ok=True)
+    for number, (image, name) in enumerate(zip(images, names, strict=True), start=1):
+        large = Image.fromarray(image.numpy()).resize((10 * SIZE, 10 * SIZE), Image.Resampling.NEAREST)
+        large.save(folder / f"{number:04}_{Path(name).stem}.png")
+
+
+def find(names: Iterable[str]) -> list[Path]:
+    """Return the pictures that are named, each once: in the order of the names, and for each name by path.
+
+    Args and raises: as `read`.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            suffixes = Image.registered_extensions()
+            paths = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        else:
+            paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        if not paths:
+            raise PhotoError(f"{name} (--data.images) is no file, no folder with pictures and no glob of any")
+        found += paths
+    return list(dict.fromkeys(found))
+
+
+def prepare(path: Path) -> Tensor:
+    """Make a picture of a digit an image of MNIST's kind.
+
+    The digit is what differs from the background, in whatever direction of colour: dark on light or light on dark. Its
+    longest side becomes 20 pixels, its aspect kept and its edges smooth, and its centre of mass comes to lie in the
+    middle, as in 99.98 % of MNIST's images.
+
+    Args:
+        path: what Pillow opens, of any size, mode and orientation. Of several pictures in a file, the first counts.
+
+    Returns:
+        uint8 `(28, 28)`, ink 255 on 0.
+
+    Raises:
+        PhotoError: the file can't be read, is no picture, or nothing is drawn in it. The message says what it is.
+    """
+    try:
+        colours, opacity = _read(path)
+    except UnidentifiedImageError as error:
+        raise PhotoError("is no picture that Pillow can open") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise PhotoError(f"has too many pixels; expected at most {Image.MAX_IMAGE_PIXELS:,}") from error
+    except OSError as error:
+        raise PhotoError(f"can't be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file can make Pillow's decoders fail in any way
+        raise PhotoError(f"can't be read as a picture: {error}") from error
+    ink = _ink(_over_background(colours, opacity) if opacity is not None else colours)
+    return _centre(_cut_out(ink))
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Return colours float32 `(C, H, W)` in 0..1, and opacity `(H, W)` in 0..1 or None, of at most 512 x 512."""
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise PhotoError("is not a file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.init()
+        # For an EPS file Pillow would run Ghostscript.
+        with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as picture:
+            picture.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be read at a half, a quarter or an eighth
+            ImageOps.exif_transpose(picture, in_place=True)
+            opacity = None
+            if picture.mode.startswith(("I", "F")):  # 16 bits or more, in which black and white can be anything
+                values = torch.from_numpy(np.array(picture, dtype=np.float32)).nan_to_num(0, 0, 0)
+                colours = (values - values.min())[None] / (values.max() - values.min()).clamp(min=1)
+            else:
+                mode = "RGBa" if picture.has_transparency_data else "RGB"  # the "a": colours times opacity
+                colourful = picture if picture.mode == mode else picture.convert("RGBA").convert(mode)
+                reduced = colourful.reduce(max(1, max(picture.size) // WORKING_SIDE))
+                colours = torch.from_numpy(np.array(reduced)).permute(2, 0, 1) / 255
+                if mode == "RGBa":
+                    opacity = colours[3]
+                    colours = colours[:3] / opacity.clamp(min=1 / 255)
+    side = max(colours.shape[1:])
+    if side > WORKING_SIDE:
+        size = [max(1, round(length * WORKING_SIDE / side)) for length in colours.shape[1:]]
+        colours = F.interpolate(colours[None], size, mode="area")[0]
+        opacity = F.interpolate(opacity[None, None], size, mode="area")[0, 0] if opacity is not None else None
+    return colours, opacity
+
+
+def _over_background(colours: Tensor, opacity: Tensor) -> Tensor:
+    """Return `(C, H, W)` without transparency."""
+    opaque = colours[:, opacity > 0.5]
+    if not opaque.numel() or opaque.std(1, correction=0).max() < 0.1:  # drawn on nothing, in one colour
+        return opacity[None]
+    # Paper with holes, or without corners: what is transparent becomes paper.
+    return colours * opacity + opaque.median(1).values[:, None, None] * (1 - opacity)
+
+
+def _ink(colours: Tensor) -> Tensor:
+    """Return how far each pixel is from the background in the direction of the ink's colour, `(H, W)`."""
+    distance = colours - _background(colours)
+    # Noise goes either way, ink goes one: its third moment has the ink's direction.
+    direction = (distance * distance.square().sum(0)).mean((1, 2))
+    direction /= direction.norm().clamp(min=1e-12) * len(direction) ** 0.5  # from white to black it is 1
+    return (distance * direction[:, None, None]).sum(0)
+
+
+def _background(colours: Tensor) -> Tensor:
+    """Return a quadratic surface for each channel, `(C, H, W)`: the background, in uneven light.
+
+    It goes through what most of the picture is, or through its frame, if that is nearly as much: a bold digit may fill
+    more than half. Fitted by least squares, again and again with less weight on what lies far from the surface (Beaton
+    and Tukey 1974).
+    """
+    channels, height, width = colours.shape
+    v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    terms = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], dim=2)  # (H, W, 6)
+    step = max(1, max(height, width) // COARSE_SIDE)
+    a = terms[::step, ::step].reshape(-1, 6).double()
+    b = colours[:, ::step, ::step].reshape(channels, -1).T.double()
+    stiffness = 1e-3 * len(a) * torch.eye(6)  # where there is no background to go through, stay level
+
+    def fit(start: Tensor) -> tuple[Tensor, float]:
+        """Return a surface `(6, C)`, and the share of the picture near it, for a colour `(C,)` to begin with."""
+        above = b - start
+        distance = above.abs().amax(1, keepdim=True)
+        for _ in range(12):
+            scale = (2.5 * distance.median()).clamp(0.025, 0.3)
+            weights = (1 - (distance / scale).clamp(max=1) ** 2) ** 2
+            weighted = (a * weights).T
+            surface = torch.linalg.solve(weighted @ a + stiffness, weighted @ above)
+            distance = (above - a @ surface).abs().amax(1, keepdim=True)
+        surface[0] += start
+        return surface, (weights > 0.5).double().mean().item()
+
+    frame = torch.cat([colours[:, 0], colours[:, -1], colours[:, :, 0], colours[:, :, -1]], dim=1).double()
+    (most, share), (around, share_around) = fit(b.median(0).values), fit(frame.median(1).values)
+    return (terms @ (around if share_around > 0.7 * share else most).float()).permute(2, 0, 1)
+
+
+def _cut_out(ink: Tensor) -> Tensor:
+    """Return the part of `(H, W)` that holds the digit, in 0..1.
+
+    Raises:
+        PhotoError: nothing stands out.
+    """
+    # Of neighbours' differences a quarter are below 0.45 standard deviations, if there is nothing but normal noise.
+    steps = torch.cat([ink.diff(dim=0).flatten(), ink.diff(dim=1).flatten(), torch.zeros(1)])
+    noise = steps.abs().quantile(0.25).item() / 0.45
+    if max(ink.shape) > COARSE_SIDE / 2:
+        ink_around = F.pad(ink[None], (1, 1, 1, 1), mode="replicate")
+        smooth, noise = F.avg_pool2d(ink_around, 3, stride=1)[0], noise / 3
+    else:  # strokes are too thin
+        smooth = ink
+    level = smooth.max().item()
+    if level < max(LEAST_CONTRAST, 6 * noise):
+        raise PhotoError("nothing stands out from the background")
+    digit = _digit(smooth > max(FAINTEST_STROKE * level, 4 * noise))
+    rows, columns = digit.any(1).nonzero(), digit.any(0).nonzero()
+    edged = ink * F.max_pool2d(digit[None].float(), 3, stride=1, padding=1)[0]
+    return (edged[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / level).clamp(0, 1)
+
+
+def _digit(mask: Tensor) -> Tensor:
+    """Return a mask of what belongs to the digit, bool `(H, W)`, in one of all that stands out, of the same shape.
+
+    Dust does not, nor what runs in from the edges, as a shadow or the table does, if there is something else.
+    """
+    height, width = mask.shape
+    step = max(1, max(height, width) // COARSE_SIDE)
+    coarse = F.max_pool2d(F.pad(mask[None].float(), (0, -width % step, 0, -height % step)), step)
+    # Connected parts: each pixel takes the highest number around it until none changes. SciPy's `label` would do it,
+    # but torchmetrics imports SciPy where it finds it, which makes every start half a second longer.
+    numbers, before = torch.arange(1.0, coarse.numel() + 1).view_as(coarse) * coarse, torch.zeros_like(coarse)
+    while not torch.equal(numbers, before):
+        numbers, before = F.max_pool2d(numbers, 3, stride=1, padding=1) * coarse, numbers
+    part = F.interpolate(numbers[None], scale_factor=step)[0, 0, :height, :width] * mask
+    parts, areas = part[mask].unique(return_counts=True)
+    edges = torch.cat([part[0], part[-1], part[:, 0], part[:, -1]])
+    inside = ~torch.isin(parts, edges)
+    if (areas[inside] > mask.numel() / 1_000).any():
+        parts, areas = parts[inside], areas[inside]
+    return torch.isin(part, parts[areas >= SMALLEST_PART * areas.max()])
+
+
+def _centre(digit: Tensor) -> Tensor:
+    """Return uint8 `(28, 28)` with a digit of any size, `(H, W)` in 0..1, as MNIST would have it."""
+    height, width = (max(1, round(length * BOX / max(digit.shape))) for length in digit.shape)
+    resized = Image.fromarray(digit.numpy()).resize((width, height), Image.Resampling.BILINEAR)  # smooth either way
+    small = torch.from_numpy(np.array(resized))
+    small /= small.max()
+
+    def start(ink: Tensor) -> int:
+        """Return where the digit begins along an axis, given its ink at each position there."""
+        centre = ink @ torch.arange(float(len(ink))) / ink.sum()
+        return min(max(round(CENTRE - centre.item()), 0), SIZE - len(ink))  # not beyond the edges
+
+    top, left = start(small.sum(1)), start(small.sum(0))
+    image = torch.zeros(SIZE, SIZE)
+    image[top : top + height, left : left + width] = small
+    return (255 * image).round().to(torch.uint8)
