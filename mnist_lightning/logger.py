@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from mnist_lightning.durable import written_whole
 from mnist_lightning.runs import create_run
@@ -42,7 +43,7 @@ class RunLogger(TensorBoardLogger):
         self.test_step = test_step
         self._is_new = version is None
         self._old_files = [] if first_step is None else list(Path(self.log_dir).glob("events.out.tfevents.*"))
-        self._drawn_step: int | None = None
+        self._epochs_step: int | None = None
 
     @property
     @rank_zero_experiment
@@ -56,14 +57,25 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Draw scalars at a step. Lightning calls this up to three times for the last step of an epoch."""
+        step = self._step(step)
+        if "epoch" in metrics:
+            if step == self._epochs_step or self.test_step is not None:
+                metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+            self._epochs_step = step
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_images(self, images: Mapping[str, Tensor], step: int | None = None) -> None:
+        """Draw pictures, uint8 `(C, height, width)`, at a step."""
+        step = self._step(step)
+        for name, image in images.items():
+            self.experiment.add_image(name, image, step)
+
+    def _step(self, step: int | None) -> int | None:
+        """Return the step at which something is drawn, and make room for it."""
         while self._old_files:
             self._cut(self._old_files.pop())
-        if self.test_step is not None:
-            step = self.test_step
-        if step == self._drawn_step or self.test_step is not None:
-            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._drawn_step = step
-        super().log_metrics(metrics, step)
+        return step if self.test_step is None else self.test_step
 
     def _cut(self, path: Path) -> None:
         """Take out of a file of curves what will be drawn again.
