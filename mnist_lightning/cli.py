@@ -1,11 +1,14 @@
 """The command line: LightningCLI, and what it takes to train, find and test a run of MNIST with it."""
 
 import argparse
+import itertools
+import json
 import os
 import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,21 @@ from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import PROGRAM
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
+from mnist_lightning.durable import OutputError
 from mnist_lightning.logger import RunLogger
+from mnist_lightning.photos import PhotoError
+from mnist_lightning.pictures import Pictures
 from mnist_lightning.recorder import RunRecorder
 from mnist_lightning.runs import NoCheckpointError
 from mnist_lightning.stop import Stopped
+from mnist_lightning.trainer import DigitTrainer
 from mnist_lightning.writer import CheckpointWriter
+
+READERS = ("predict", "export")  # verbs that use a network, and neither train nor measure it
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one verb: `fit`, `validate`, `test` or `compare`.
+    """Run one verb: `fit`, `validate`, `test`, `predict`, `export` or `compare`.
 
     Args:
         args: what would follow `python -m mnist_lightning` on a command line; that of this process by default.
@@ -54,7 +63,14 @@ def main(args: list[str] | None = None) -> None:
             print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
             print(f"Continue:   {PROGRAM} fit --ckpt_path {path}")
         raise
-    except (ArchiveError, CheckpointError, NoCheckpointError, MisconfigurationException) as error:
+    except (
+        ArchiveError,
+        CheckpointError,
+        NoCheckpointError,
+        OutputError,
+        PhotoError,
+        MisconfigurationException,
+    ) as error:
         console.fail(str(error))
     except OSError as error:
         if not console.is_full_disk(error):
@@ -69,6 +85,7 @@ class DigitCLI(LightningCLI):
         super().__init__(
             DigitClassifier,
             MNISTDataModule,
+            trainer_class=DigitTrainer,
             save_config_callback=RunRecorder,
             # An epoch takes seconds: what a sanity check would find, the first validation finds.
             trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
@@ -84,19 +101,19 @@ class DigitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        # LightningCLI drops what `predict` returns. `compare` uses it.
-        return {verb: skip for verb, skip in LightningCLI.subcommands().items() if verb != "predict"}
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model.network": {"class_path": "mnist_lightning.networks.LeNet"}})
         parser.add_class_arguments(CheckpointWriter, "checkpoint")
+        parser.add_argument("--pictures", type=bool, default=True, help="whether TensorBoard shows pictures, too")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with what the checkpoint stores, or for `fit` the run's configuration, in place of the defaults.
 
         LightningCLI would let the checkpoint win over the command line (PL#20801).
         """
-        args = sys.argv[1:] if args is None else list(args)
+        args = completed(sys.argv[1:] if args is None else args)
         verb, name, logs = self._asked_for(parser, args)
         self.checkpoint: Path | None = None
         self.run: Path | None = None
@@ -191,6 +208,12 @@ class DigitCLI(LightningCLI):
             self.parser.error(
                 f"--trainer.accelerator is {config.accelerator}, and torch finds none here; expected cpu or auto"
             )
+        if self.subcommand in READERS:
+            if config.devices not in ("auto", "1", 1):
+                self.parser.error(f"--trainer.devices is {config.devices}; expected 1, as one process does it all")
+            kwargs["devices"] = 1
+            if config.enable_progress_bar is None:
+                kwargs["enable_progress_bar"] = False
         if config.barebones:  # Lightning then refuses every logger, bar and checkpoint
             return super().instantiate_trainer(**kwargs)
         val_size, limit = self.datamodule.val_size, config.limit_val_batches
@@ -204,7 +227,8 @@ class DigitCLI(LightningCLI):
         callbacks: list[Callback] = as_list(config.callbacks)
         # Named because Lightning takes rich's bar where rich is installed (PL#20896), which is slower; every step
         # on the bar costs time too.
-        if config.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        bar = kwargs.get("enable_progress_bar", config.enable_progress_bar)
+        if bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=50))
         writes = config.enable_checkpointing is not False and config.logger is not False and not config.fast_dev_run
         if self.subcommand == "fit" and writes:
@@ -213,8 +237,11 @@ class DigitCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if config.logger in (None, True):
-            # What `validate` finds, the curves of the run have.
-            kwargs["logger"] = False if self.subcommand == "validate" else self._run_logger()
+            kwargs["logger"] = False
+            if self.subcommand in ("fit", "test"):  # what `validate` finds, the curves of the run have
+                kwargs["logger"] = logger = self._run_logger()
+                if self.config_init[self.subcommand].pictures and not config.fast_dev_run:
+                    callbacks.append(Pictures(logger))
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
@@ -281,10 +308,28 @@ class DigitCLI(LightningCLI):
         print(
             f"\n{name.capitalize()} checkpoint{score}: {os.path.relpath(writer.path(name))}\n"
             f"Test it:    {PROGRAM} test --ckpt_path {name}{options}\n"
+            f"Use it:     {PROGRAM} predict --ckpt_path {name} --data.images digit.png{options}\n"
             f"Train on:   {PROGRAM} fit --ckpt_path last{more}{options}"
         )
         if isinstance(self.trainer.logger, RunLogger):
             print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(self.trainer.logger.root_dir))}")
+
+
+def completed(args: Sequence[str]) -> list[str]:
+    """Return arguments as jsonargparse takes them, which wants one value for each flag.
+
+    `--data.images` may have several, as a shell makes of a glob without quotes; `--overwrite` needs none.
+    """
+    complete = list(args)
+    if "--data.images" in args:
+        first = args.index("--data.images") + 1
+        names = list(itertools.takewhile(lambda argument: not argument.startswith("--"), args[first:]))
+        complete[first : first + len(names)] = [json.dumps(names)] if len(names) > 1 else names
+    if "--overwrite" in complete:
+        value = complete.index("--overwrite") + 1
+        if complete[value : value + 1] not in (["true"], ["false"]):
+            complete.insert(value, "true")
+    return complete
 
 
 def as_list(value: Any) -> list[Any]:

@@ -34,6 +34,8 @@ def silence() -> None:
     for message in (
         # Lightning 2.6 under a newer torch.
         r".*LeafSpec.* is deprecated",
+        # How torch draws the network's graph for TensorBoard.
+        r"`torch\.jit\.trace(_method)?` is deprecated",
         # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
         r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
         r"The dirpath has changed from",
@@ -56,6 +58,7 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
         message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
+        message = message.replace("are required: export.", "are required: --")
         message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
         message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
         noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
