@@ -111,6 +111,8 @@ def prepare(path: Path) -> Tensor:
     Raises:
         PhotoError: the file can't be read, is no picture, or nothing is drawn in it. The message says what it is.
     """
+    if not path.is_file():  # a pipe would be waited for, for ever
+        raise PhotoError("is not a file")
     try:
         colours, opacity = _read(path)
     except UnidentifiedImageError as error:
@@ -127,8 +129,6 @@ def prepare(path: Path) -> Tensor:
 
 def _read(path: Path) -> tuple[Tensor, Tensor | None]:
     """Return colours float32 `(C, H, W)` in 0..1, and opacity `(H, W)` in 0..1 or None, of at most 512 x 512."""
-    if not path.is_file():  # to open a pipe would wait for ever
-        raise PhotoError("is not a file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -2,12 +2,17 @@
 
 import gzip
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # heeded when torch is imported: a core for each worker, and what it starts
+
 import torch
 from torch import Tensor
 from torchvision.datasets import MNIST

@@ -1,0 +1,290 @@
+"""Pictures as people have them: what becomes of each is what becomes of a plain black digit on white."""
+
+import io
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mnist_lightning import archive, photos
+from mnist_lightning.photos import PhotoError
+
+Scene = Callable[[np.ndarray], Image.Image]
+
+
+def coverage(digit: str = "5", size: tuple[int, int] = (400, 320), at: tuple[int, int] = (130, 40)) -> np.ndarray:
+    """How much of each pixel is ink, float `(H, W)` in 0..1: a digit of about 110 x 170 pixels."""
+    ink = Image.new("L", size)
+    ImageDraw.Draw(ink).text(at, digit, 255, ImageFont.load_default(240))
+    return np.array(ink) / 255
+
+
+def grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray((255 * values.clip(0, 1)).round().astype(np.uint8))
+
+
+def coloured(ink: np.ndarray, pen: tuple[int, int, int], paper: tuple[int, int, int]) -> Image.Image:
+    values = np.array(paper) + (np.array(pen) - np.array(paper)) * ink[..., None]
+    return Image.fromarray(values.round().astype(np.uint8))
+
+
+def on_nothing(ink: np.ndarray, pen: int) -> Image.Image:
+    picture = Image.new("LA", ink.shape[::-1], (pen, 0))
+    picture.putalpha(grey(ink))
+    return picture
+
+
+def without_corners(ink: np.ndarray) -> Image.Image:
+    picture = grey(0.9 - 0.8 * ink).convert("RGBA")
+    opaque = Image.new("L", picture.size)
+    ImageDraw.Draw(opaque).rounded_rectangle((0, 0, 399, 319), 50, 255)
+    picture.putalpha(opaque)
+    return picture
+
+
+def in_falling_light(ink: np.ndarray) -> Image.Image:
+    down, across = np.mgrid[0:1:320j, 0:1:400j]
+    return grey((0.9 - 0.6 * ink) * (1 - 0.5 * across * down))
+
+
+def on_squared_paper(ink: np.ndarray) -> Image.Image:
+    values = 0.95 - 0.8 * ink
+    values[::25] -= 0.12
+    values[:, ::25] -= 0.12
+    return grey(values)
+
+
+def with_dust(ink: np.ndarray) -> Image.Image:
+    values = 1 - ink
+    for x, y in np.random.default_rng(0).integers(0, 315, (30, 2)):
+        values[y : y + 4, x : x + 4] = 0.2
+    return grey(values)
+
+
+def on_a_dark_table(ink: np.ndarray) -> Image.Image:
+    values = np.full((400, 500), 0.2)
+    values[60:380, 70:470] = 0.9 - 0.7 * ink
+    return grey(values)
+
+
+def turned_by_exif(ink: np.ndarray) -> bytes:
+    picture, exif = grey(1 - ink).transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+NOISE = np.random.default_rng(0).normal(size=(320, 400))
+
+SCENES: dict[str, Callable[[np.ndarray], Image.Image | bytes]] = {
+    "white on black": grey,
+    "red on blue of the same brightness": lambda ink: coloured(ink, (200, 60, 60), (60, 90, 220)),
+    "yellow on white": lambda ink: coloured(ink, (250, 230, 80), (255, 255, 255)),
+    "black on nothing": lambda ink: on_nothing(ink, 0),
+    "white on nothing": lambda ink: on_nothing(ink, 255),
+    "paper without corners": without_corners,
+    "falling light": in_falling_light,
+    "squared paper": on_squared_paper,
+    "dust": with_dust,
+    "a dark table": on_a_dark_table,
+    "noise": lambda ink: grey(0.8 - 0.6 * ink + 0.15 * NOISE),
+    "faint pencil": lambda ink: grey(0.8 - 0.12 * ink + 0.01 * NOISE),
+    "16 bits": lambda ink: Image.fromarray((40_000 - 30_000 * ink).astype(np.uint16)),
+    "floats": lambda ink: Image.fromarray((1e6 - 1e6 * ink).astype(np.float32)),
+    "1 bit": lambda ink: grey(1 - ink).convert("1"),
+    "palette": lambda ink: coloured(ink, (200, 60, 60), (60, 90, 220)).convert("P"),
+    "CMYK": lambda ink: coloured(ink, (20, 30, 90), (250, 240, 230)).convert("CMYK"),
+    "large": lambda ink: grey(1 - ink).resize((4_000, 3_200)),
+    "small": lambda ink: grey(1 - ink).resize((80, 64), Image.Resampling.LANCZOS),
+    "in the corner": lambda ink: grey(1 - ink[55:, 130:]),
+    "cut at its edges": lambda ink: grey(1 - ink).crop(grey(ink).getbbox()),
+    "turned by its EXIF data": turned_by_exif,
+}
+
+
+def prepare(picture: Image.Image | bytes, folder: Path) -> Tensor:
+    path = folder / "picture"
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    else:
+        picture.save(path, "TIFF" if picture.mode in ("F", "I;16", "CMYK", "LA") else "PNG")
+    return photos.prepare(path)
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """The correlation of two images, where they match best: a centre of mass may be rounded to either of two pixels."""
+    moved = [one.roll((down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    pairs = [torch.stack([image.flatten().float(), other.flatten().float()]) for image in moved]
+    return max(torch.corrcoef(pair)[0, 1].item() for pair in pairs)
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=list(SCENES))
+def test_a_digit_is_found_however_it_was_taken(scene: Scene, tmp_path: Path) -> None:
+    plain = prepare(grey(1 - coverage()), tmp_path)
+    found = prepare(scene(coverage()), tmp_path)
+    assert found.shape == (28, 28)
+    assert found.dtype == torch.uint8
+    assert likeness(found, plain) > 0.9
+
+
+@pytest.mark.parametrize("digit", "0123456789")
+def test_a_digit_becomes_what_mnist_would_have_made_of_it(digit: str, tmp_path: Path) -> None:
+    """The longest side 20 pixels, ink 255 on 0, and the centre of mass at (14, 14), as in all but 13 of 60,000."""
+    image = prepare(grey(1 - coverage(digit)), tmp_path).float()
+    rows, columns = image.sum(1), image.sum(0)
+    assert max(int((rows > 0).sum()), int((columns > 0).sum())) == 20
+    assert image.max() == 255
+    positions = torch.arange(28.0)
+    for ink in (rows, columns):
+        assert round(((ink * positions).sum() / ink.sum()).item()) == 14
+
+
+def test_the_aspect_is_kept(tmp_path: Path) -> None:
+    values = np.ones((300, 300))
+    values[100:200, 140:160] = 0
+    image = prepare(grey(values), tmp_path)
+    assert (image.sum(1) > 0).sum() == 20
+    assert (image.sum(0) > 0).sum() == 4
+
+
+def test_mnists_own_images_enlarged_inverted_and_moved_come_back(tmp_path: Path) -> None:
+    images, _ = archive.read(DATA, "train")
+    for image in images[:20]:
+        picture = Image.new("L", (200, 180), 255)
+        picture.paste(Image.fromarray(255 - image.numpy()).resize((112, 112), Image.Resampling.BICUBIC), (70, 20))
+        assert likeness(prepare(picture, tmp_path), image) > 0.9
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.new("RGB", (400, 300), (230, 228, 220)),
+        Image.new("LA", (50, 50), (0, 0)),
+        Image.new("L", (1, 1)),
+        Image.new("L", (1, 9_000), 9),
+        grey(0.5 + 0.15 * NOISE),
+        grey(np.tile(np.linspace(0.2, 0.9, 400), (300, 1))),
+        Image.fromarray(np.full((50, 50), np.nan, dtype=np.float32)),
+    ],
+    ids=["blank", "transparent", "a pixel", "a line", "noise", "a gradient", "not a number"],
+)
+def test_where_nothing_is_drawn_nothing_is_made_up(picture: Image.Image, tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=r"^nothing stands out from the background$"):
+        prepare(picture, tmp_path)
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A PNG file of a few kilobytes that claims to hold side x side pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is no picture that Pillow can open"),
+        (b"no picture", "is no picture that Pillow can open"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is no picture that Pillow can open"),
+        (png(grey(1 - coverage()))[:900], "can't be read: .*truncated"),
+        (bomb(60_000), r"has too many pixels; expected at most 89,478,485"),
+        (bomb(10_000), r"has too many pixels; expected at most 89,478,485"),
+    ],
+    ids=["empty", "text", "EPS", "truncated", "a bomb", "a smaller bomb"],
+)
+def test_a_file_that_is_no_picture_is_named_so(content: bytes, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=problem):
+        prepare(content, tmp_path)
+
+
+def test_damage_of_any_kind_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    refused = 0
+    for format_ in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        file = io.BytesIO()
+        grey(1 - coverage()).save(file, format_)
+        for _ in range(12):
+            content = bytearray(file.getvalue())
+            for position in draw.integers(0, len(content), 8):
+                content[position] ^= 1 << draw.integers(8)
+            try:
+                assert prepare(bytes(content), tmp_path).shape == (28, 28)
+            except PhotoError:
+                refused += 1
+    assert refused > 10
+
+
+def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    frames = [grey(1 - coverage(digit)) for digit in "57"]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert likeness(prepare(file.getvalue(), tmp_path), prepare(frames[0], tmp_path)) > 0.9
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PhotoError, match=r"^is not a file$"):
+        photos.prepare(tmp_path / "pipe.png")
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """The largest picture that is read: 89 million pixels with transparency, of which a byte each is 341 MiB."""
+    Image.new("RGBA", (9_459, 9_459), (255, 255, 255, 255)).save(tmp_path / "large.png", compress_level=1)
+    code = """
+import resource
+from pathlib import Path
+from mnist_lightning import photos
+try:
+    photos.prepare(Path("small.png"))
+except photos.PhotoError:
+    pass
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    photos.prepare(Path("large.png"))
+except photos.PhotoError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    problem, mebibytes = done.stdout.splitlines()
+    assert problem == "nothing stands out from the background"
+    assert int(mebibytes) < 800
+
+
+def test_names_are_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scans/more").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "notes.txt", "more/c.png", "[1].png"):
+        Path("scans", name).touch()
+    assert photos.find(["scans"]) == [Path("scans/[1].png"), Path("scans/a.png"), Path("scans/b.JPG")]
+    assert photos.find(["scans/*.png", "scans/notes.txt"]) == [
+        Path("scans/[1].png"),
+        Path("scans/a.png"),
+        Path("scans/notes.txt"),
+    ]
+    assert photos.find(["scans/[1].png", "scans/**/*.png"])[:2] == [Path("scans/[1].png"), Path("scans/a.png")]
+    for name in ("scans/*.gif", "nowhere.png", "scans/more/empty"):
+        Path("scans/more/empty").mkdir(exist_ok=True)
+        with pytest.raises(PhotoError, match=r"\(--data\.images\) is no file, no folder with pictures and no glob"):
+            photos.find([name])
