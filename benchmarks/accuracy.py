@@ -30,7 +30,7 @@ from mnist_lightning.durable import written_whole
 DATA = ["--data.root", str(report.ROOT / "data")]
 
 # Student's t for 2, 3, ... seeds: the mean lies within so many standard errors in 95 of 100 cases. A table, as the
-# library for it, SciPy, is imported by torchmetrics where it is found, which makes every start half a second longer.
+# library for it, SciPy, is imported by torchmetrics where it is found, which makes every start up to a second longer.
 T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120]
 MOST_SEEDS = len(T) + 1
 
@@ -41,6 +41,11 @@ def digest(config: Path) -> str:
     sources = [path.read_text() for path in sorted((report.ROOT / "mnist_lightning").glob("*.py"))]
     measured = "\n".join([settings, *sources, report.setup()])
     return hashlib.sha256(measured.encode()).hexdigest()[:8]
+
+
+def folder_of(config: Path) -> Path:
+    """Return where the runs of what is measured are kept."""
+    return report.ROOT / "benchmarks/runs" / f"{config.stem}-{digest(config)}"
 
 
 def run_program(*arguments: str) -> None:
@@ -137,7 +142,7 @@ def main() -> None:
     config, seeds = options.config.resolve(), range(options.seeds)
     report.read_block("accuracy")  # what can't be written in the end is not begun
     commit, name = report.commit(), digest(config)
-    folder = report.ROOT / "benchmarks/runs" / f"{config.stem}-{name}"
+    folder = folder_of(config)
     seconds = []
     for seed in seeds:
         print(f"\n== {config.name}: {seed} of {len(seeds)} seeds trained ==", flush=True)

@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from mnist_lightning import DigitClassifier, archive, photos
+from mnist_lightning import DigitClassifier, MNISTDataModule, archive, photos
 from mnist_lightning.calibration import probabilities
 from mnist_lightning.cli import main as program
 from mnist_lightning.photos import PhotoError
@@ -125,10 +125,12 @@ def prepared(picture: Image.Image) -> Tensor:
             return torch.zeros(28, 28, dtype=torch.uint8)
 
 
-def logits_of(model: DigitClassifier, images: Tensor) -> Tensor:
-    """Return logits `(N, 10)` for uint8 images `(N, 28, 28)`, normalised as both recipes do."""
+def logits_of(checkpoint: Path, images: Tensor) -> Tensor:
+    """Return logits `(N, 10)` for uint8 images `(N, 28, 28)`."""
+    model = DigitClassifier.load_from_checkpoint(checkpoint).eval()
+    data = MNISTDataModule.load_from_checkpoint(checkpoint, weights_only=True)  # knows how they are normalised
     with torch.no_grad():
-        return torch.cat([model((batch[:, None] / 255 - 0.5) / 0.5) for batch in images.split(500)])
+        return torch.cat([model(data.on_after_batch_transfer((part, part), 0)[0]) for part in images.split(500)])
 
 
 def export_difference(checkpoint: Path, images: Tensor, expected: Tensor) -> float:
@@ -144,28 +146,32 @@ def export_difference(checkpoint: Path, images: Tensor, expected: Tensor) -> flo
 
 def measure(config: Path, sets: dict[str, tuple[dict[str, Tensor], Tensor]]) -> dict[str, str]:
     """Return a cell for each row of the table."""
-    folder = report.ROOT / "benchmarks/runs" / f"{config.stem}-{accuracy.digest(config)}" / "seed_0"
+    folder = accuracy.folder_of(config) / "seed_0"
     accuracy.train(config, 0, folder)
     checkpoint = folder / "lightning_logs/version_0/checkpoints/best.ckpt"
-    model = DigitClassifier.load_from_checkpoint(checkpoint).eval()
-    assert model.calibration
+    chosen = DigitClassifier.load_from_checkpoint(checkpoint).calibration
+    assert chosen
     cells = {}
     for name, (versions, labels) in sets.items():
-        read = {how: logits_of(model, images) for how, images in versions.items()}
+        read = {how: logits_of(checkpoint, images) for how, images in versions.items()}
         before, after = (f"{(logits.argmax(1) == labels).float().mean():.1%}" for logits in read.values())
-        sure, digits = probabilities(read["prepared"], model.calibration).max(1)
-        answered = sure >= model.calibration.threshold
+        sure, digits = probabilities(read["prepared"], chosen).max(1)
+        answered = sure >= chosen.threshold
         right = (digits == labels)[answered].float().mean()
-        cells[name] = f"{before} → {after}; {right:.1%} of the {answered.float().mean():.0%} that are not unsure"
+        cells[f"{name}: read right, resized → prepared; of those not unsure"] = (
+            f"{before} → {after}; {right:.1%} of {answered.float().mean():.0%}"
+        )
     images, labels = archive.read(str(report.ROOT / "data"), "test")
-    logits = logits_of(model, images)
+    logits = logits_of(checkpoint, images)
     errors = [
         multiclass_calibration_error(probabilities(logits, calibration).float(), labels, num_classes=10, n_bins=15)
-        for calibration in (None, model.calibration)
+        for calibration in (None, chosen)
     ]
-    cells["expected calibration error on the test images"] = " → ".join(f"{error:.2%}" for error in errors)
+    cells["test images: expected calibration error, softmax → calibrated"] = " → ".join(
+        f"{error:.2%}" for error in errors
+    )
     difference = export_difference(checkpoint, images, logits)
-    cells["largest difference of a logit after export"] = f"{difference:.1e}"
+    cells["test images: largest difference of a logit after export"] = f"{difference:.1e}"
     return cells
 
 
@@ -210,7 +216,7 @@ def main() -> None:
     pictures_share = picture_share()
     columns = {config.name: measure(config.resolve(), sets) for config in configs}
     table = [
-        f"| read right, as they are → prepared | {' | '.join(f'`{name}`' for name in columns)} |",
+        f"| | {' | '.join(f'`{name}`' for name in columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for row in next(iter(columns.values())):

@@ -1,6 +1,7 @@
 """How far a network's confidence can be trusted, as the validation split tells."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ class Calibration:
 
     Attributes:
         temperature: logits are divided by it before the softmax (Guo et al. 2017); more than 0.
-        threshold: the least confidence, in 0..1, with which a digit is the answer; below it, `unsure` is.
-        accuracy: of the digits on the images that the two were chosen on, in 0..1.
-        images: how many these were.
+        threshold: the least confidence with which a digit is the answer; below it, `unsure` is. In 0..1, or just above
+            where no confidence is enough.
+        accuracy: on the validation images, in 0..1.
+        images: how many validation images there were.
     """
 
     temperature: float
@@ -25,13 +27,9 @@ class Calibration:
     accuracy: float
     images: int
 
-    def state_dict(self) -> dict[str, float]:
-        """Return plain numbers, which the safe loader of a checkpoint takes."""
-        return asdict(self)
-
 
 def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
-    """Return probabilities `(N, 10)` for logits `(N, 10)`: calibrated, or those of the plain softmax."""
+    """Return probabilities float64 `(N, 10)` for logits `(N, 10)`: calibrated, or those of the plain softmax."""
     return (logits.double() / (calibration.temperature if calibration else 1)).softmax(1)
 
 
@@ -64,6 +62,8 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
     right = digits == labels
     confidences, order = confidences.sort(descending=True)
     answers = torch.arange(1, len(order) + 1)
-    allowed = ((~right[order]).cumsum(0) <= RISK * answers).nonzero()
-    threshold = confidences[allowed[-1]].item() if len(allowed) else 1.0
+    # Equal confidences are all answers, or none.
+    last_of_equals = torch.cat([confidences[:-1] > confidences[1:], torch.tensor([True])])
+    allowed = (((~right[order]).cumsum(0) <= RISK * answers) & last_of_equals).nonzero()
+    threshold = confidences[allowed[-1]].item() if len(allowed) else math.nextafter(1, 2)
     return Calibration(temperature, threshold, right.double().mean().item(), len(labels))

@@ -1,6 +1,7 @@
 """`DigitClassifier`: how a network learns and how it is measured."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -100,7 +101,7 @@ class DigitClassifier(LightningModule):
         self.val_logits.reset()
         self.val_labels.reset()
         if not self.trainer.sanity_checking:
-            self.calibration = calibrate(logits, labels.long())
+            self.calibration = calibrate(logits, labels.long())  # CatMetric makes them float
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return logits `(B, 10)`, for callbacks."""
@@ -140,7 +141,7 @@ class DigitClassifier(LightningModule):
         Lightning saves no metrics.
         """
         if self.calibration:
-            checkpoint["calibration"] = self.calibration.state_dict()
+            checkpoint["calibration"] = asdict(self.calibration)  # plain numbers, for the safe loader
         with self.train_accuracy.sync_context():
             checkpoint["train_accuracy"] = apply_to_collection(self.train_accuracy.metric_state, Tensor, Tensor.clone)
         # An optimizer or a data module of a notebook's may have been given numbers of NumPy's, at which the safe
@@ -149,7 +150,7 @@ class DigitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._checkpoint = checkpoint
-        # Of another program's, or one from before there was any, there is none.
+        # Those of other programs, and from before the first validation, have none.
         calibration = checkpoint.get("calibration")
         self.calibration = Calibration(**calibration) if calibration else None
         if self._trainer is not None and self.global_rank == 0:

@@ -27,8 +27,8 @@ from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import PROGRAM
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
-from mnist_lightning.durable import OutputError
 from mnist_lightning.logger import RunLogger
+from mnist_lightning.output import OutputError
 from mnist_lightning.photos import PhotoError
 from mnist_lightning.pictures import Pictures
 from mnist_lightning.recorder import RunRecorder
@@ -316,18 +316,18 @@ class DigitCLI(LightningCLI):
 
 
 def completed(args: Sequence[str]) -> list[str]:
-    """Return arguments as jsonargparse takes them, which wants one value for each flag.
+    """Return arguments as jsonargparse takes them, which wants one value for each flag made from a signature.
 
     `--data.images` may have several, as a shell makes of a glob without quotes; `--overwrite` needs none.
     """
     complete = list(args)
     if "--data.images" in args:
         first = args.index("--data.images") + 1
-        names = list(itertools.takewhile(lambda argument: not argument.startswith("--"), args[first:]))
+        names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), args[first:]))
         complete[first : first + len(names)] = [json.dumps(names)] if len(names) > 1 else names
     if "--overwrite" in complete:
         value = complete.index("--overwrite") + 1
-        if complete[value : value + 1] not in (["true"], ["false"]):
+        if not complete[value:] or complete[value].startswith("-"):
             complete.insert(value, "true")
     return complete
 

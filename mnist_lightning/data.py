@@ -112,11 +112,11 @@ class MNISTDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.distortion = distortion
-        self.images = [images] if isinstance(images, str) else images
+        self.picture_names = [images] if isinstance(images, str) else images
         self.photos: Photos | None = None
 
     def prepare_data(self) -> None:
-        if not (self.images and self.trainer and self.trainer.state.fn == TrainerFn.PREDICTING):
+        if not (self.picture_names and self.trainer and self.trainer.state.fn == TrainerFn.PREDICTING):
             archive.prepare(self.root)
 
     def setup(self, stage: str) -> None:
@@ -125,8 +125,8 @@ class MNISTDataModule(LightningDataModule):
             train, val = split(labels, self.val_size)
             self._train_loader = self._loader(images, labels, train, shuffle=True)
             self._val_loader = self._loader(images, labels, val)
-        elif stage == "predict" and self.images:
-            self.photos = photos.read(self.images)
+        elif stage == "predict" and self.picture_names:
+            self.photos = photos.read(self.picture_names)
             labels = torch.full([len(self.photos.images)], -1)  # nobody knows them
             self._predict_loader = self._loader(self.photos.images, labels, torch.arange(len(labels)))
         else:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 # What the name of a file ends in while it is written.
@@ -38,31 +38,3 @@ def remove_partial(run: Path) -> None:
     """Remove from a run's folder what a process was writing when it was killed."""
     for partial in [*run.glob(f"*{PARTIAL}"), *run.glob(f"checkpoints/*{PARTIAL}")]:
         partial.unlink(missing_ok=True)
-
-
-class OutputError(Exception):
-    """A file can't be written where it was asked for."""
-
-
-def check_output(path: Path, flag: str, suffixes: Iterable[str], overwrite: bool) -> None:
-    """Make sure, before anything is computed, that an output has a place.
-
-    Args:
-        path: a file that is to be written; without suffixes, a folder.
-        flag: the flag that named it, for the message.
-        suffixes: what the file's name may end in.
-        overwrite: whether what is there may be replaced.
-
-    Raises:
-        OutputError: it has not.
-    """
-    if suffixes and path.suffix not in suffixes:
-        raise OutputError(f"{flag} is {path}; expected a name that ends in {', '.join(suffixes)}")
-    if suffixes and path.is_dir():
-        raise OutputError(f"{flag} is {path}, which is a folder; expected a file")
-    if not suffixes and path.exists() and not path.is_dir():
-        raise OutputError(f"{flag} is {path}, which is a file; expected a folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"{flag} is {path}, and there is no folder {path.parent}")
-    if (any(path.iterdir()) if path.is_dir() else path.exists()) and not overwrite:
-        raise OutputError(f"{flag} is {path}, which is there already; expected a new name, or --overwrite")

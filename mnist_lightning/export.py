@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.durable import OutputError, written_whole
+from mnist_lightning.durable import written_whole
+from mnist_lightning.output import OutputError
 
 IMAGES = {"dtype": "uint8", "shape": ["N", 28, 28], "values": "0..255, ink 255 on 0, as in MNIST"}
 SCORES = {"dtype": "float32", "shape": ["N", 10]}
@@ -55,9 +57,9 @@ def write(model: DigitClassifier, data: MNISTDataModule, path: Path, source: Map
         OSError: a file can't be written.
     """
     calibration = model.calibration
-    reader = DigitReader(model.network, data.mean, data.std, calibration.temperature if calibration else 1.0)
+    temperature = calibration.temperature if calibration else 1.0
+    reader = copy.deepcopy(DigitReader(model.network, data.mean, data.std, temperature)).eval()
     # Of plain memory format, with tensors that share nothing, as other programs expect them.
-    reader = copy.deepcopy(reader).eval()
     for tensor in [*reader.parameters(), *reader.buffers()]:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with written_whole(path) as partial:
@@ -68,7 +70,7 @@ def write(model: DigitClassifier, data: MNISTDataModule, path: Path, source: Map
         **interface,
         "network": f"{kind.__module__}.{kind.__qualname__}",
         # Of the validation images: how many, the share of them that the network reads right, and what was chosen there.
-        "validation": calibration.state_dict() if calibration else None,
+        "validation": asdict(calibration) if calibration else None,
         **source,
     }
     with written_whole(description_of(path)) as partial:
@@ -81,7 +83,8 @@ def description_of(path: Path) -> Path:
 
 
 def _write_state_dict(reader: DigitReader, path: Path) -> dict[str, Any]:
-    torch.save(reader.network.state_dict(), path)
+    with path.open("wb") as file:  # torch itself makes a RuntimeError of what the disk refuses
+        torch.save(reader.network.state_dict(), file)
     pixels = f"({IMAGES['values']} / 255 - {reader.mean}) / {reader.std}"
     probabilities = f"softmax(logits / {reader.temperature})"
     return {
@@ -101,7 +104,7 @@ def _write_onnx(reader: DigitReader, path: Path) -> dict[str, Any]:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise OutputError(f"to write ONNX takes {error.name}: pip install 'mnist-lightning[export]'") from error
+        raise OutputError(f"ONNX files need {error.name}: pip install 'mnist-lightning[export]'") from error
     interface = _interface()
     program = torch.onnx.export(
         _program(reader), input_names=list(interface["inputs"]), output_names=list(interface["outputs"]), verbose=False

@@ -65,11 +65,10 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics(metrics, step)
 
     @rank_zero_only
-    def log_images(self, images: Mapping[str, Tensor], step: int | None = None) -> None:
+    def log_images(self, images: Mapping[str, Tensor], step: int) -> None:
         """Draw pictures, uint8 `(C, height, width)`, at a step."""
-        step = self._step(step)
         for name, image in images.items():
-            self.experiment.add_image(name, image, step)
+            self.experiment.add_image(name, image, self._step(step))
 
     def _step(self, step: int | None) -> int | None:
         """Return the step at which something is drawn, and make room for it."""

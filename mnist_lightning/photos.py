@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-SIZE, BOX, CENTRE = 28, 20, 14  # of the image, of the digit's longest side, and where its centre of mass comes to lie
+SIZE = 28  # pixels of an image, along each axis
+BOX = 20  # pixels of a digit's longest side
+CENTRE = 14  # the pixel, along each axis, where its centre of mass comes to lie
 WORKING_SIDE = 512  # pixels; a larger picture is reduced to it
 COARSE_SIDE = 128  # is enough for the background, and for which parts hang together
 
 # Of the range from black to white: fainter than this on its background, a picture is blank.
 LEAST_CONTRAST = 0.06
-# Of the darkest stroke: what is fainter is no stroke. Of the largest part: what is smaller is dust.
-FAINTEST_STROKE, SMALLEST_PART = 0.3, 0.08
+FAINTEST_STROKE = 0.3  # of the darkest: what is fainter is no stroke
+SMALLEST_PART = 0.08  # of the largest: what is smaller is dust
 
 
 class PhotoError(Exception):
@@ -90,7 +92,7 @@ def find(names: Iterable[str]) -> list[Path]:
         else:
             paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not paths:
-            raise PhotoError(f"{name} (--data.images) is no file, no folder with pictures and no glob of any")
+            raise PhotoError(f"{name} (--data.images) names no file, no folder with pictures and no glob of any")
         found += paths
     return list(dict.fromkeys(found))
 
@@ -128,37 +130,32 @@ def prepare(path: Path) -> Tensor:
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Return colours float32 `(C, H, W)` in 0..1, and opacity `(H, W)` in 0..1 or None, of at most 512 x 512."""
+    """Return colours float32 `(3, H, W)` in 0..1, and opacity `(H, W)` in 0..1 or None, of at most 512 x 512."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.init()
         # For an EPS file Pillow would run Ghostscript.
-        with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as picture:
-            picture.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be read at a half, a quarter or an eighth
-            ImageOps.exif_transpose(picture, in_place=True)
-            opacity = None
-            if picture.mode.startswith(("I", "F")):  # 16 bits or more, in which black and white can be anything
-                values = torch.from_numpy(np.array(picture, dtype=np.float32)).nan_to_num(0, 0, 0)
-                colours = (values - values.min())[None] / (values.max() - values.min()).clamp(min=1)
-            else:
-                mode = "RGBa" if picture.has_transparency_data else "RGB"  # the "a": colours times opacity
-                colourful = picture if picture.mode == mode else picture.convert("RGBA").convert(mode)
-                reduced = colourful.reduce(max(1, max(picture.size) // WORKING_SIDE))
-                colours = torch.from_numpy(np.array(reduced)).permute(2, 0, 1) / 255
-                if mode == "RGBa":
-                    opacity = colours[3]
-                    colours = colours[:3] / opacity.clamp(min=1 / 255)
-    side = max(colours.shape[1:])
-    if side > WORKING_SIDE:
-        size = [max(1, round(length * WORKING_SIDE / side)) for length in colours.shape[1:]]
-        colours = F.interpolate(colours[None], size, mode="area")[0]
-        opacity = F.interpolate(opacity[None, None], size, mode="area")[0, 0] if opacity is not None else None
-    return colours, opacity
+        with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as file:
+            file.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be read at a half, a quarter or an eighth
+            ImageOps.exif_transpose(file, in_place=True)
+            picture: Image.Image = _stretched(file) if file.mode.startswith(("I", "F")) else file
+            mode = "RGBA" if picture.has_transparency_data else "RGB"
+            picture = picture if picture.mode == mode else picture.convert(mode)
+            picture.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+            values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    return values[:3], values[3] if mode == "RGBA" else None
+
+
+def _stretched(picture: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits or more, in which black and white may be any two values, as one of 8 bits."""
+    values = np.nan_to_num(np.array(picture, dtype=np.float32), nan=0, posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    return Image.fromarray((255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8))
 
 
 def _over_background(colours: Tensor, opacity: Tensor) -> Tensor:
-    """Return `(C, H, W)` without transparency."""
+    """Return colours float32 `(C, H, W)` in 0..1 without transparency."""
     opaque = colours[:, opacity > 0.5]
     if not opaque.numel() or opaque.std(1, correction=0).max() < 0.1:  # drawn on nothing, in one colour
         return opacity[None]
@@ -227,8 +224,8 @@ def _cut_out(ink: Tensor) -> Tensor:
         raise PhotoError("nothing stands out from the background")
     digit = _digit(smooth > max(FAINTEST_STROKE * level, 4 * noise))
     rows, columns = digit.any(1).nonzero(), digit.any(0).nonzero()
-    edged = ink * F.max_pool2d(digit[None].float(), 3, stride=1, padding=1)[0]
-    return (edged[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / level).clamp(0, 1)
+    kept = ink * F.max_pool2d(digit[None].float(), 3, stride=1, padding=1)[0]
+    return (kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / level).clamp(0, 1)
 
 
 def _digit(mask: Tensor) -> Tensor:
@@ -240,7 +237,7 @@ def _digit(mask: Tensor) -> Tensor:
     step = max(1, max(height, width) // COARSE_SIDE)
     coarse = F.max_pool2d(F.pad(mask[None].float(), (0, -width % step, 0, -height % step)), step)
     # Connected parts: each pixel takes the highest number around it until none changes. SciPy's `label` would do it,
-    # but torchmetrics imports SciPy where it finds it, which makes every start half a second longer.
+    # but torchmetrics imports SciPy where it finds it, which makes every start longer.
     numbers, before = torch.arange(1.0, coarse.numel() + 1).view_as(coarse) * coarse, torch.zeros_like(coarse)
     while not torch.equal(numbers, before):
         numbers, before = F.max_pool2d(numbers, 3, stride=1, padding=1) * coarse, numbers
@@ -256,8 +253,7 @@ def _digit(mask: Tensor) -> Tensor:
 def _centre(digit: Tensor) -> Tensor:
     """Return uint8 `(28, 28)` with a digit of any size, `(H, W)` in 0..1, as MNIST would have it."""
     height, width = (max(1, round(length * BOX / max(digit.shape))) for length in digit.shape)
-    resized = Image.fromarray(digit.numpy()).resize((width, height), Image.Resampling.BILINEAR)  # smooth either way
-    small = torch.from_numpy(np.array(resized))
+    small = F.interpolate(digit[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     small /= small.max()
 
     def start(ink: Tensor) -> int:

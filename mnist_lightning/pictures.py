@@ -16,7 +16,6 @@ from mnist_lightning.classifier import Batch, DigitClassifier
 from mnist_lightning.logger import RunLogger
 
 WORST = 15  # mistakes
-ENLARGED = 3  # pixels of a picture, along each axis, to one of an image
 
 # Drawn with Pillow, which torchvision brings along: Matplotlib takes 0.5 s to import and 0.1 s for each matrix.
 INK, PAPER, RIGHT, WRONG = (33, 33, 33), (255, 255, 255), (66, 133, 244), (219, 68, 55)
@@ -25,8 +24,7 @@ INK, PAPER, RIGHT, WRONG = (33, 33, 33), (255, 255, 255), (66, 133, 244), (219, 
 class Pictures(Callback):
     """Draws the network's graph, the first batch, the first layer's filters, and what is mistaken for what.
 
-    All that is drawn is a function of what the run has computed: nothing random is drawn from, and with or without
-    pictures a run is the same to the bit.
+    Draws no random numbers: a run is the same to the bit with and without it.
 
     Args:
         logger: draws them.
@@ -40,11 +38,13 @@ class Pictures(Callback):
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
         images, labels = batch
-        self.logger.log_images({"first_batch": tiles(images[:, 0], [str(label) for label in labels.tolist()], 16)}, 0)
-        network = copy.deepcopy(cast(DigitClassifier, pl_module).network).eval()  # the run's own stays as it is
+        self.logger.log_images(
+            {"first_batch": tiles(images[:, 0], [str(label) for label in labels.tolist()], columns=12)}, 0
+        )
         try:
+            network = copy.deepcopy(cast(DigitClassifier, pl_module).network).eval()  # the run's own stays as it is
             self.logger.experiment.add_graph(network, images[:1])
-        except Exception as error:  # a network that can't be traced can be trained all the same
+        except Exception as error:  # a network that can't be copied or traced can be trained all the same
             rank_zero_warn(f"TensorBoard will not show the network's graph: {error}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +75,8 @@ class Pictures(Callback):
         logits, (images, labels) = outputs, batch
         self.confusion.update(logits, labels)
         confidences, digits = logits.float().softmax(1).max(1)
-        self.confidences, worst = torch.cat([self.confidences, confidences * (digits != labels)]).topk(WORST)
+        confidences = confidences.nan_to_num(0).where(digits != labels, 0)
+        self.confidences, worst = torch.cat([self.confidences, confidences]).topk(WORST)
         self.images = torch.cat([self.images, images[:, 0].float()])[worst]
         self.labels = torch.cat([self.labels, labels])[worst]
         self.digits = torch.cat([self.digits, digits])[worst]
@@ -100,10 +101,9 @@ class Pictures(Callback):
             ]
             drawn[f"{stage}/worst_mistakes"] = tiles(images[:mistakes], captions, columns=5)
         self.logger.log_images(drawn, step)
-        shares = counts.diag() / counts.sum(1)
-        self.logger.log_metrics(
-            {f"{stage}_acc_of_digit/{digit}": share for digit, share in enumerate(shares.tolist())}, step
-        )
+        shares = (counts.diag() / counts.sum(1)).tolist()
+        names = {f"{stage}_acc_of_digit/{digit}": share for digit, share in enumerate(shares)}
+        self.logger.log_metrics({name: share for name, share in names.items() if not math.isnan(share)}, step)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -115,7 +115,7 @@ def last_step(trainer: Trainer) -> int:
     return max(0, trainer.global_step - 1)
 
 
-def tiles(images: Tensor, captions: list[str], columns: int, enlarged: int = ENLARGED) -> Tensor:
+def tiles(images: Tensor, captions: list[str], columns: int, enlarged: int = 3) -> Tensor:
     """Draw images beside one another, each with what is said of it below.
 
     Args:

@@ -37,7 +37,7 @@ class Prediction:
     problem: str = ""
 
 
-def predictions(
+def interpret(
     logits: Tensor, calibration: Calibration | None, files: list[str], problems: list[str]
 ) -> list[Prediction]:
     """Return what logits `(N, 10)` say of N images.
@@ -67,8 +67,8 @@ def table(rows: list[Prediction]) -> str:
         if row.problem:
             lines.append((row.file, "-", row.problem, ""))
         else:
-            sure = f"{row.confidence:.1%}" + (f" for {row.digit}" if row.answer == "unsure" else "")
-            lines.append((row.file, row.answer, sure, f"{row.second_digit} ({row.second_confidence:.1%})"))
+            sure = f"{row.confidence:.2%}" + (f" for {row.digit}" if row.answer == "unsure" else "")
+            lines.append((row.file, row.answer, sure, f"{row.second_digit} ({row.second_confidence:.2%})"))
     width = max(len(file) for file, *_ in lines)
     return "\n".join(
         f"{file:{width}}  {answer:6}  {confidence:12}  {second}".rstrip() for file, answer, confidence, second in lines

@@ -42,6 +42,6 @@ class RunRecorder(SaveConfigCallback):
                 {
                     key: value if isinstance(value, bool | int | float) else str(value)
                     for key, value in self.config.items()
-                    if key.startswith(chosen) and key != "data.root"
+                    if key.startswith(chosen) and key not in ("data.root", "data.images")
                 }
             )

@@ -1,8 +1,6 @@
 """`DigitTrainer`: Lightning's Trainer, and what people do with a network that is trained."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +9,17 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from mnist_lightning import checkpoint, export, photos, predictions, runs
+from mnist_lightning.calibration import RISK
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.durable import OutputError, check_output
+from mnist_lightning.output import check_file, check_folder, written
 from mnist_lightning.photos import PhotoError
 
 SHOWN = 10  # test images
 
 
 class DigitTrainer(Trainer):
-    """Lightning's Trainer, whose `predict` tells a person what it reads, and with `export`.
+    """Lightning's Trainer, with a `predict` that prints what is read, and an `export`.
 
     Verbs of the command line are methods of the trainer, and their flags the arguments of these.
     """
@@ -37,43 +36,46 @@ class DigitTrainer(Trainer):
         """Read digits in pictures of one's own, or the test images, and print them.
 
         Args:
-            model: reads them.
-            datamodule: has them.
-            ckpt_path: best, last or a file, of which the weights are.
-            output: a .csv or .json file, for the same rows.
-            show: a folder, for a PNG file of each picture as the network sees it.
-            overwrite: whether these may replace what is there.
+            model: the classifier.
+            datamodule: holds the pictures, or else the test images.
+            ckpt_path: best, last or a checkpoint file, whose weights are used.
+            output: a .csv or .json file to write the same rows to.
+            show: a folder to write a PNG file of each picture to, as the network sees it.
+            overwrite: replace these if they exist.
 
         Raises:
+            CheckpointError: the checkpoint can't be read.
             OutputError: a file can't be written.
             PhotoError: there are no pictures, or none that can be read.
         """
         if output:
-            check_output(Path(output), "--output", predictions.SUFFIXES, overwrite)
+            check_file(Path(output), "--output", predictions.SUFFIXES, overwrite)
         if show:
-            check_output(Path(show), "--show", (), overwrite)
-        logits = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        images = datamodule.predict_dataloader().images
-        if datamodule.photos:
-            files, problems = [str(path) for path in datamodule.photos.paths], datamodule.photos.problems
-        else:
-            files, problems = [f"test image {number}" for number in range(len(images))], [""] * len(images)
-        rows = predictions.predictions(torch.cat(cast(list[Tensor], logits)), model.calibration, files, problems)
-        with written_as_asked():
-            if output:
+            check_folder(Path(show), "--show", overwrite)
+        batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        logits = torch.cat(cast(list[Tensor], batches))
+        read = len(logits)  # `--trainer.limit_predict_batches` may have left some out
+        images = datamodule.predict_dataloader().images[:read]
+        own = datamodule.photos
+        files = [str(path) for path in own.paths[:read]] if own else [f"test image {number}" for number in range(read)]
+        problems = own.problems[:read] if own else [""] * read
+        rows = predictions.interpret(logits, model.calibration, files, problems)
+        if output:
+            with written(Path(output), "--output"):
                 predictions.write(rows, Path(output))
-            if show:
+        if show:
+            with written(Path(show), "--show"):
                 photos.write(images, files, Path(show))
 
-        print(predictions.table(rows if datamodule.photos else rows[:SHOWN]))
-        if not datamodule.photos:
-            print(f"... and {len(rows) - SHOWN:,} more, which --output predictions.csv writes to a file.")
+        print(predictions.table(rows if own else rows[:SHOWN]))
+        if not own and read > SHOWN:
+            print(f"... and {read - SHOWN:,} more, which --output predictions.csv writes to a file.")
         if not model.calibration:
-            print("Its run had no validation: confidences are not calibrated, and nothing is unsure.")
+            print("The checkpoint has no calibration: confidences are the softmax's, and nothing is unsure.")
         elif any(row.answer == "unsure" for row in rows):
             print(
-                f"unsure: below {model.calibration.threshold:.1%}. Of what was above, at most one in 1,000 was wrong "
-                f"on the {model.calibration.images:,} validation images."
+                f"unsure: below {model.calibration.threshold:.2%}. Of what was above, at most one in {1 / RISK:,.0f} "
+                f"was wrong on the {model.calibration.images:,} validation images."
             )
         if all(problems):
             raise PhotoError("there is no picture among these that can be read")
@@ -89,19 +91,20 @@ class DigitTrainer(Trainer):
         """Write a network to a file that needs nothing of this program.
 
         Args:
-            model: to be written.
+            model: the classifier.
             datamodule: knows how images are normalised.
             output: a .pth file for the tutorial's code, .onnx for ONNX, or .pt2 for torch.export.
-            ckpt_path: best, last or a file, of which the weights are.
-            overwrite: whether this may replace what is there.
+            ckpt_path: best, last or a checkpoint file, whose weights are used.
+            overwrite: replace the file if it exists.
 
         Raises:
             CheckpointError: the checkpoint can't be read.
             OutputError: the file can't be written.
         """
         path = Path(output)
-        check_output(path, "--output", export.FORMATS, overwrite)
-        check_output(export.description_of(path), "the description of --output", [".json"], overwrite)
+        description = export.description_of(path)
+        check_file(path, "--output", export.FORMATS, overwrite)
+        check_file(description, "the description of --output", [".json"], overwrite)
         source: dict[str, Any] = {}
         if ckpt_path:
             content = checkpoint.read(ckpt_path)
@@ -113,15 +116,6 @@ class DigitTrainer(Trainer):
                 "checkpoint": os.path.relpath(ckpt_path),
                 "step": content["global_step"],
             }
-        with written_as_asked():
+        with written(path, "--output"):
             export.write(model, datamodule, path, source)
-        print(f"Written: {path}, and what goes in and comes out in {export.description_of(path)}")
-
-
-@contextmanager
-def written_as_asked() -> Iterator[None]:
-    """Let an error of the file system say which file can't be written."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or 'a file'} can't be written: {error.strerror}") from error
+        print(f"Written: {path}; {description} describes its inputs and outputs")

@@ -76,6 +76,25 @@ def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logs of a run that reads digits: half an epoch of the fast recipe on the real archives."""
+    folder = tmp_path_factory.mktemp("trained")
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=400", "--trainer.enable_progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lightning"])
+        main(
+            [
+                "fit",
+                f"--config={ROOT / 'configs/fast.yaml'}",
+                f"--data.root={DATA}",
+                *quick,
+                f"--trainer.default_root_dir={folder}",
+            ]
+        )
+    return folder / "lightning_logs"
+
+
 Program = Callable[..., subprocess.Popen[str]]
 
 

@@ -48,8 +48,19 @@ def test_the_threshold_answers_as_much_as_one_mistake_in_1000_allows() -> None:
 def test_a_network_that_is_wrong_about_all_answers_nothing() -> None:
     logits = torch.eye(10).repeat(10, 1)
     calibration = calibrate(logits, (torch.arange(100) + 1) % 10)
-    assert calibration.threshold == 1.0
+    assert calibration.threshold > 1
     assert calibration.temperature == pytest.approx(20, rel=0.01)  # as flat as it gets
+
+
+def test_equal_confidences_are_all_answers_or_none() -> None:
+    logits = torch.zeros(2_000, 10)
+    logits[:, 7] = 5
+    logits[:500, 7] = 6
+    labels = torch.full([2_000], 7)
+    labels[1_990:] = 1  # ten of those that are less certain
+    calibration = calibrate(logits, labels)
+    answered = probabilities(logits, calibration).max(1).values >= calibration.threshold
+    assert answered.sum() == 500
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -274,7 +274,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def test_names_are_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("scans/more").mkdir(parents=True)
+    Path("scans/more/empty").mkdir(parents=True)
     for name in ("b.JPG", "a.png", "notes.txt", "more/c.png", "[1].png"):
         Path("scans", name).touch()
     assert photos.find(["scans"]) == [Path("scans/[1].png"), Path("scans/a.png"), Path("scans/b.JPG")]
@@ -285,6 +285,5 @@ def test_names_are_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert photos.find(["scans/[1].png", "scans/**/*.png"])[:2] == [Path("scans/[1].png"), Path("scans/a.png")]
     for name in ("scans/*.gif", "nowhere.png", "scans/more/empty"):
-        Path("scans/more/empty").mkdir(exist_ok=True)
-        with pytest.raises(PhotoError, match=r"\(--data\.images\) is no file, no folder with pictures and no glob"):
+        with pytest.raises(PhotoError, match=r"\(--data\.images\) names no file, no folder with pictures and no glob"):
             photos.find([name])
