@@ -17,8 +17,8 @@ def test_digits_of_other_sources_are_read_if_they_are_prepared(trained: Path) ->
     import reading
 
     checkpoint = trained / "version_0/checkpoints/best.ckpt"
-    sources = [(reading.rendered(reading.HANDWRITTEN), 0.9), (reading.rendered(reading.PRINTED), 0.9)]
-    for (pictures, labels), least in [*sources, (reading.scikit_learn(), 0.75)]:
+    sources = [(reading.rendered(reading.HANDWRITTEN), 0.8), (reading.rendered(reading.PRINTED), 0.8)]
+    for (pictures, labels), least in [*sources, (reading.scikit_learn(), 0.6)]:
         chosen = random.Random(0).sample(range(len(pictures)), 200)
         resized, prepared = (
             (reading.logits_of(checkpoint, torch.stack([how(pictures[i]) for i in chosen])).argmax(1) == labels[chosen])
