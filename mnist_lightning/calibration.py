@@ -46,7 +46,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
     Returns:
         None if there is nothing to choose on: no images, or logits that are not all finite.
     """
-    logits, labels = logits.double().cpu(), labels.cpu()
+    logits, labels = logits.cpu().double(), labels.cpu()  # a Mac's GPU has no float64
     if not len(labels) or not logits.isfinite().all():
         return None
     of_labels = logits.gather(1, labels[:, None])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield where to write a file, and put it in the place of `path` when it is written and on the disk.
 
     Until then, and if writing fails, `path` stays what it is. The file lies in the same folder, as a move from one
-    file system to another can be cut off, and has no name that a reader of the folder would know.
+    file system to another can be cut off, and has a name that nothing else in the folder has.
     """
-    partial = path.with_name("half" + PARTIAL)
+    partial = path.with_name(secrets.token_hex(8) + PARTIAL)
     try:
         yield partial
         with partial.open("rb+") as file:
