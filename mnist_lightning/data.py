@@ -94,6 +94,9 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"val_size (--data.val_size) is {val_size}; expected 0..{archive.TRAIN_SIZE - 1}")
         if not std > 0:  # not a number is not either
             raise ValueError(f"std (--data.std) is {std}; expected more than 0")
+        names = [images] if isinstance(images, str) else images
+        if names is not None and not (names and all(names)):
+            raise ValueError("images (--data.images) is empty; expected names of files, folders or globs")
         distortion = {
             "rotation": rotation,
             "scale": scale,
@@ -112,7 +115,7 @@ class MNISTDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.distortion = distortion
-        self.picture_names = [images] if isinstance(images, str) else images
+        self.picture_names = names
         self.photos: Photos | None = None
 
     def prepare_data(self) -> None:

@@ -64,18 +64,21 @@ def read(names: Iterable[str]) -> Photos:
     return Photos(paths, images, problems)
 
 
-def write(images: Tensor, names: Iterable[str], folder: Path) -> None:
+def write(images: Tensor, names: Iterable[str], problems: Iterable[str], folder: Path) -> None:
     """Write images as PNG files of ten times their size, so that a person can see what a network sees.
 
     Args:
         images: uint8 `(N, 28, 28)`.
         names: what each is from. Its file is called by number and the last part of its name.
+        problems: why there is no image, "" where there is one.
         folder: is made if it is not there.
     """
     folder.mkdir(exist_ok=True)
-    for number, (image, name) in enumerate(zip(images, names, strict=True), start=1):
+    for number, (image, name, problem) in enumerate(zip(images, names, problems, strict=True), start=1):
+        if problem:
+            continue
         large = Image.fromarray(image.numpy()).resize((10 * SIZE, 10 * SIZE), Image.Resampling.NEAREST)
-        large.save(folder / f"{number:04}_{Path(name).stem}.png")
+        large.save(folder / f"{number:04}_{Path(name).stem[:50]}.png")  # 255 bytes is the most that a name may have
 
 
 def find(names: Iterable[str]) -> list[Path]:
@@ -85,16 +88,24 @@ def find(names: Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            suffixes = Image.registered_extensions()
-            paths = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-        else:
-            paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        try:
+            paths = _named(name)
+        except (OSError, RuntimeError) as error:  # such as a name that is too long, or a home that nobody has
+            raise PhotoError(f"{name} (--data.images) can't be looked up: {error}") from error
         if not paths:
             raise PhotoError(f"{name} (--data.images) names no file, no folder with pictures and no glob of any")
         found += paths
     return list(dict.fromkeys(found))
+
+
+def _named(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        suffixes = Image.registered_extensions()
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+    if path.exists():
+        return [path]
+    return sorted(found for found in map(Path, glob.glob(str(path), recursive=True)) if not found.is_dir())
 
 
 def prepare(path: Path) -> Tensor:
@@ -113,10 +124,12 @@ def prepare(path: Path) -> Tensor:
     Raises:
         PhotoError: the file can't be read, is no picture, or nothing is drawn in it. The message says what it is.
     """
-    if not path.is_file():  # a pipe would be waited for, for ever
-        raise PhotoError("is not a file")
     try:
+        if not path.is_file():  # a pipe would be waited for, for ever
+            raise PhotoError("is not a file")
         colours, opacity = _read(path)
+    except PhotoError:
+        raise
     except UnidentifiedImageError as error:
         raise PhotoError("is no picture that Pillow can open") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -231,7 +244,7 @@ def _cut_out(ink: Tensor) -> Tensor:
 def _digit(mask: Tensor) -> Tensor:
     """Return a mask of what belongs to the digit, bool `(H, W)`, in one of all that stands out, of the same shape.
 
-    Dust does not, nor what runs in from the edges, as a shadow or the table does, if there is something else.
+    Dust does not, nor what lies along the edges, as a shadow or the table does, if there is something else.
     """
     height, width = mask.shape
     step = max(1, max(height, width) // COARSE_SIDE)
@@ -244,9 +257,11 @@ def _digit(mask: Tensor) -> Tensor:
     part = F.interpolate(numbers[None], scale_factor=step)[0, 0, :height, :width] * mask
     parts, areas = part[mask].unique(return_counts=True)
     edges = torch.cat([part[0], part[-1], part[:, 0], part[:, -1]])
-    inside = ~torch.isin(parts, edges)
-    if (areas[inside] > mask.numel() / 1_000).any():
-        parts, areas = parts[inside], areas[inside]
+    frame, lengths = edges[edges > 0].unique(return_counts=True)
+    # A digit near the edge touches it here or there.
+    others = ~torch.isin(parts, frame[lengths > len(edges) / 10])
+    if (areas[others] > max(16, mask.numel() / 1_000)).any():
+        parts, areas = parts[others], areas[others]
     return torch.isin(part, parts[areas >= SMALLEST_PART * areas.max()])
 
 

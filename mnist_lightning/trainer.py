@@ -53,11 +53,17 @@ class DigitTrainer(Trainer):
         if show:
             check_folder(Path(show), "--show", overwrite)
         batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if not batches:  # `--trainer.limit_predict_batches 0`
+            raise PhotoError("there is nothing to predict on: --trainer.limit_predict_batches leaves out all images")
         logits = torch.cat(cast(list[Tensor], batches))
         read = len(logits)  # `--trainer.limit_predict_batches` may have left some out
         images = datamodule.predict_dataloader().images[:read]
         own = datamodule.photos
-        files = [str(path) for path in own.paths[:read]] if own else [f"test image {number}" for number in range(read)]
+        files = (
+            [printable(path) for path in own.paths[:read]]
+            if own
+            else [f"test image {number}" for number in range(read)]
+        )
         problems = own.problems[:read] if own else [""] * read
         rows = predictions.interpret(logits, model.calibration, files, problems)
         if output:
@@ -65,7 +71,7 @@ class DigitTrainer(Trainer):
                 predictions.write(rows, Path(output))
         if show:
             with written(Path(show), "--show"):
-                photos.write(images, files, Path(show))
+                photos.write(images, files, problems, Path(show))
 
         print(predictions.table(rows if own else rows[:SHOWN]))
         if not own and read > SHOWN:
@@ -119,3 +125,9 @@ class DigitTrainer(Trainer):
         with written(path, "--output"):
             export.write(model, datamodule, path, source)
         print(f"Written: {path}; {description} describes its inputs and outputs")
+
+
+def printable(path: Path) -> str:
+    """Return a path as text for people and files: its bytes can be any, which neither terminals nor CSV files take."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -157,6 +157,24 @@ def test_the_aspect_is_kept(tmp_path: Path) -> None:
     assert (image.sum(0) > 0).sum() == 4
 
 
+def test_a_digit_that_reaches_the_edge_is_no_less_one_for_a_speck_inside(tmp_path: Path) -> None:
+    values = np.ones((400, 400))
+    values[:300, 200:240] = 0  # a one
+    values[350:370, 50:70] = 0
+    image = prepare(grey(values), tmp_path)
+    assert (image.sum(1) > 0).sum() == 20
+    assert (image.sum(0) > 0).sum() == 3
+
+
+def test_mnists_own_images_cut_at_their_edges_keep_their_ink(tmp_path: Path) -> None:
+    images, _ = archive.read(DATA, "train")
+    kept = []
+    for image in images[:100]:
+        cut = Image.fromarray(image.numpy()).crop(Image.fromarray(image.numpy()).getbbox())
+        kept.append(prepare(cut, tmp_path).sum().item() / image.sum().item() > 0.6)
+    assert sum(kept) >= 97  # a bold one may leave less of the background than there is ink
+
+
 def test_mnists_own_images_enlarged_inverted_and_moved_come_back(tmp_path: Path) -> None:
     images, _ = archive.read(DATA, "train")
     for image in images[:20]:
