@@ -20,12 +20,14 @@ class Calibration:
             where no confidence is enough.
         accuracy: on the validation images, in 0..1.
         images: how many validation images there were.
+        step: how many training steps the network had made.
     """
 
     temperature: float
     threshold: float
     accuracy: float
     images: int
+    step: int
 
 
 def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
@@ -33,7 +35,7 @@ def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
     return (logits.double() / (calibration.temperature if calibration else 1)).softmax(1)
 
 
-def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
+def calibrate(logits: Tensor, labels: Tensor, step: int) -> Calibration | None:
     """Choose a temperature and a threshold on images that the network was not trained on.
 
     The temperature is the one of the least cross-entropy. The threshold keeps as many answers as it can with at most
@@ -42,6 +44,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
     Args:
         logits: float `(N, 10)`.
         labels: int64 `(N,)` in 0..9.
+        step: how many training steps the network has made.
 
     Returns:
         None if there is nothing to choose on: no images, or logits that are not all finite.
@@ -66,4 +69,4 @@ def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
     last_of_equals = torch.cat([confidences[:-1] > confidences[1:], torch.tensor([True])])
     allowed = (((~right[order]).cumsum(0) <= RISK * answers) & last_of_equals).nonzero()
     threshold = confidences[allowed[-1]].item() if len(allowed) else math.nextafter(1, 2)
-    return Calibration(temperature, threshold, right.double().mean().item(), len(labels))
+    return Calibration(temperature, threshold, right.double().mean().item(), len(labels), step)

@@ -96,12 +96,14 @@ class DigitClassifier(LightningModule):
         self.val_labels.update(batch[1])
         return logits
 
-    def on_validation_epoch_end(self) -> None:
-        logits, labels = self.val_logits.compute(), self.val_labels.compute()  # of all processes
+    def on_validation_epoch_start(self) -> None:
         self.val_logits.reset()
         self.val_labels.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        logits, labels = self.val_logits.compute(), self.val_labels.compute()  # of all processes
         if not self.trainer.sanity_checking:
-            self.calibration = calibrate(logits, labels.long())  # CatMetric makes them float
+            self.calibration = calibrate(logits, labels.long(), self.global_step)  # CatMetric makes them float
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return logits `(B, 10)`, for callbacks."""

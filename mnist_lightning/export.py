@@ -63,13 +63,13 @@ def write(model: DigitClassifier, data: MNISTDataModule, path: Path, source: Map
     for tensor in [*reader.parameters(), *reader.buffers()]:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with written_whole(path) as partial:
-        interface = FORMATS[path.suffix](reader, partial)
+        interface = FORMATS[path.suffix.lower()](reader, partial)
     kind = type(model.network)
     description = {
         "file": path.name,
         **interface,
         "network": f"{kind.__module__}.{kind.__qualname__}",
-        # Of the validation images: how many, the share of them that the network reads right, and what was chosen there.
+        # Of the last validation: its step, how many images, the share that was read right, and what was chosen there.
         "validation": asdict(calibration) if calibration else None,
         **source,
     }
@@ -85,7 +85,7 @@ def description_of(path: Path) -> Path:
 def _write_state_dict(reader: DigitReader, path: Path) -> dict[str, Any]:
     with path.open("wb") as file:  # torch itself makes a RuntimeError of what the disk refuses
         torch.save(reader.network.state_dict(), file)
-    pixels = f"({IMAGES['values']} / 255 - {reader.mean}) / {reader.std}"
+    pixels = f"(x / 255 - {reader.mean}) / {reader.std}, for x in {IMAGES['values']}"
     probabilities = f"softmax(logits / {reader.temperature})"
     return {
         "format": "state_dict of the network, for torch.load",
@@ -116,7 +116,11 @@ def _write_onnx(reader: DigitReader, path: Path) -> dict[str, Any]:
 
 def _program(reader: DigitReader) -> torch.export.ExportedProgram:
     two = torch.zeros(2, 28, 28, dtype=torch.uint8)  # for a single image, torch would take 1 for a constant
-    return torch.export.export(reader, (two,), dynamic_shapes=[{0: torch.export.Dim("N")}])
+    try:
+        return torch.export.export(reader, (two,), dynamic_shapes=[{0: torch.export.Dim("N")}])
+    except Exception as error:  # a network of one's own can be more than torch can follow
+        reason = str(error).strip().partition("\n")[0]
+        raise OutputError(f"torch.export can't follow the network ({reason}); a .pth file takes any") from error
 
 
 def _interface() -> dict[str, Any]:

@@ -21,7 +21,7 @@ def check_file(path: Path, flag: str, suffixes: Iterable[str], overwrite: bool) 
     Raises:
         OutputError: it can't, and why.
     """
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise OutputError(f"{flag} is {path}; expected a name that ends in {', '.join(suffixes)}")
     if path.is_dir():
         raise OutputError(f"{flag} is {path}, which is a folder; expected a file")

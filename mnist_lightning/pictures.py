@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from mnist_lightning.classifier import Batch, DigitClassifier
 from mnist_lightning.logger import RunLogger
 
+SHOWN = 144  # images of the first batch, at most
 WORST = 15  # mistakes
 
 # Drawn with Pillow, which torchvision brings along: Matplotlib takes 0.5 s to import and 0.1 s for each matrix.
@@ -37,7 +38,7 @@ class Pictures(Callback):
         """Draw the first batch as the network receives it, and the network's graph."""
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
-        images, labels = batch
+        images, labels = batch[0][:SHOWN], batch[1][:SHOWN]
         self.logger.log_images(
             {"first_batch": tiles(images[:, 0], [str(label) for label in labels.tolist()], columns=12)}, 0
         )

@@ -77,7 +77,7 @@ def table(rows: list[Prediction]) -> str:
 
 def write(rows: list[Prediction], path: Path) -> None:
     """Write rows as CSV or JSON, by the suffix of a path: a column, or a key, for each attribute of `Prediction`."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
     else:
         buffer = io.StringIO()

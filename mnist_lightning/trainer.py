@@ -78,6 +78,8 @@ class DigitTrainer(Trainer):
             print(f"... and {read - SHOWN:,} more, which --output predictions.csv writes to a file.")
         if not model.calibration:
             print("The checkpoint has no calibration: confidences are the softmax's, and nothing is unsure.")
+        elif model.calibration.threshold > 1:
+            print("unsure: the network was wrong too often on the validation images, however sure it was.")
         elif any(row.answer == "unsure" for row in rows):
             print(
                 f"unsure: below {model.calibration.threshold:.2%}. Of what was above, at most one in {1 / RISK:,.0f} "

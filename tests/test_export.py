@@ -13,7 +13,7 @@ from conftest import DATA, Run
 from test_networks import Net
 from torch import Tensor
 
-from mnist_lightning import DigitClassifier, archive
+from mnist_lightning import DigitClassifier, LeNet, archive
 from mnist_lightning.cli import main
 
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -62,6 +62,13 @@ def test_onnx(checkpoint: Path, images: Tensor) -> None:
     assert sorted(path.name for path in Path().glob("digits*")) == ["digits.onnx", "digits.onnx.json"]
 
 
+def test_torch_export(checkpoint: Path, images: Tensor) -> None:
+    main(["export", "--ckpt_path=best", "--output=digits.pt2"])
+    module = torch.export.load("digits.pt2").module()
+    with torch.no_grad():
+        check(*module(images), images)
+
+
 @pytest.mark.slow
 def test_torch_export_in_a_process_that_knows_nothing_of_this_project(checkpoint: Path, images: Tensor) -> None:
     main(["export", "--ckpt_path=best", "--output=digits.pt2"])
@@ -100,7 +107,7 @@ def test_the_file_beside_says_what_it_is(suffix: str, checkpoint: Path, capsys: 
     assert said["validation"]["accuracy"] == pytest.approx(content["callbacks"]["CheckpointWriter"]["best_score"])
     assert said["validation"]["images"] == 100
     assert (said["run"], said["checkpoint"]) == ("lightning_logs/version_0", str(BEST))
-    assert said["step"] == content["global_step"]
+    assert said["step"] == said["validation"]["step"] == content["global_step"]
     assert said["network"] == "mnist_lightning.networks.ConvNet"
     if suffix == ".pth":
         assert said["inputs"]["images"]["shape"] == ["N", 1, 28, 28]
@@ -142,6 +149,23 @@ def test_what_cant_be_done_is_said(
         main(["export", *arguments])
     assert stop.value.code
     assert message in f"{capsys.readouterr().err}{stop.value.code}"
+
+
+class Branching(LeNet):
+    """A network that computes one thing or another, by the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_network_that_torch_cant_follow_is_named(suffix: str, run: Run) -> None:
+    run("fit", "--trainer.max_epochs=1", "--model.network=test_export.Branching", "--pictures=false")
+    with pytest.raises(SystemExit, match=r"torch\.export can't follow the network .*; a \.pth file takes any"):
+        main(["export", f"--output=digits{suffix}"])
+    assert list(Path().glob("digits*")) == []
+    main(["export", "--output=digits.PTH"])
+    assert "conv1.weight" in torch.load("digits.PTH")
 
 
 def test_a_package_that_is_missing_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

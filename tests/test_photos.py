@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,9 +266,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    """The largest picture that is read: 89 million pixels with transparency, of which a byte each is 341 MiB."""
-    Image.new("RGBA", (9_459, 9_459), (255, 255, 255, 255)).save(tmp_path / "large.png", compress_level=1)
+@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (255, 255, 255, 255)), ("I;16", 40_000), ("P", 3)])
+def test_memory_is_bounded(mode: str, colour: Any, tmp_path: Path) -> None:
+    """The largest picture that is read: 89 million pixels, of which four bytes each are 341 MiB."""
+    Image.new(mode, (9_459, 9_459), colour).save(tmp_path / "large.png", compress_level=1)
     code = """
 import resource
 from pathlib import Path
