@@ -64,6 +64,7 @@ class MNISTDataModule(LightningDataModule):
         shear: and slanted, by up to so many pixels from one row to the next,
         translation: and moved, by up to so many pixels along each axis,
         elastic: and bent; the standard deviation of the displacements, in pixels.
+        fade: all of this weakens evenly from the first training step to the last, by this share of it, in 0..1.
         images: pictures to predict on: files, folders or globs (`photos.py`). The test images without them.
 
     Attributes:
@@ -85,6 +86,7 @@ class MNISTDataModule(LightningDataModule):
         shear: float = 0.0,
         translation: float = 0.0,
         elastic: float = 0.0,
+        fade: float = 0.0,
         images: list[str] | str | None = None,
     ) -> None:
         super().__init__()
@@ -107,6 +109,8 @@ class MNISTDataModule(LightningDataModule):
         for name, value in distortion.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} (--data.{name}) is {value}; expected 0 or more, and finite")
+        if not 0 <= fade <= 1:
+            raise ValueError(f"fade (--data.fade) is {fade}; expected 0..1")
         # Where the archives and pictures lie is a matter of the machine, not of what was learned from them.
         self.save_hyperparameters(ignore=["root", "images"])
         self.root = root
@@ -115,6 +119,7 @@ class MNISTDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.distortion = distortion
+        self.fade = fade
         self.picture_names = names
         self.photos: Photos | None = None
 
@@ -187,7 +192,9 @@ class MNISTDataModule(LightningDataModule):
         pixels = images.unsqueeze(1).to(torch.float32, memory_format=torch.channels_last).div_(255)
         pixels = pixels.sub_(self.mean).div_(self.std)
         if self.trainer and self.trainer.training and any(self.distortion.values()):
-            pixels = distort(pixels, **self.distortion)
+            # Of a run without an end, no share is ever done.
+            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            pixels = distort(pixels, **{name: most * (1 - self.fade * done) for name, most in self.distortion.items()})
         if self.trainer:  # `--trainer.precision bf16-true`: Lightning has converted the batch before it was float
             pixels = self.trainer.precision_plugin.convert_input(pixels)
         return pixels, labels

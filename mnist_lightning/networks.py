@@ -1,5 +1,6 @@
 """Networks: float images `(N, 1, 28, 28)` in, logits `(N, 10)` out."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,28 +31,48 @@ class LeNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Six convolutions, mostly of 3 x 3 as in VGG (Simonyan and Zisserman 2015): 112,698 parameters.
+    """Six convolutions, mostly of 3 x 3 as in VGG (Simonyan and Zisserman 2015): 244,858 parameters.
+
+    In use it looks nine times at each image. Images that were distorted in training are a little blurred, as those
+    between whole pixels are; looking once, at a sharp one, it makes a fifth more mistakes.
 
     Args:
         dropout: the share of features that the last layer does not see in a training step, in 0..1 (Srivastava et
             al. 2014).
+        shift: in use, logits are means over the image as it is and as it is moved by so many pixels in eight
+            directions, in 0..1. 0 looks once.
     """
 
-    def __init__(self, dropout: float = 0.25) -> None:
+    moves: Tensor
+
+    def __init__(self, dropout: float = 0.3, shift: float = 0.75) -> None:
         super().__init__()
+        if not 0 <= shift <= 1:
+            raise ValueError(f"shift (--model.network.shift) is {shift}; expected 0..1")
         self.features = nn.Sequential(
             _layer(1, 16, kernel_size=5, padding=0, pool=True),  # (N, 16, 12, 12)
-            _layer(16, 32),
-            _layer(32, 32, pool=True),  # (N, 32, 6, 6)
-            _layer(32, 64),
-            _layer(64, 64),
-            _layer(64, 64, pool=True),  # (N, 64, 3, 3)
+            _layer(16, 48),
+            _layer(48, 48, pool=True),  # (N, 48, 6, 6)
+            _layer(48, 96),
+            _layer(96, 96),
+            _layer(96, 96, pool=True),  # (N, 96, 3, 3)
         )
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(64 * 3 * 3, 10)
+        self.classifier = nn.Linear(96 * 3 * 3, 10)
+        self.shift = shift
+        # To move by part of a pixel is a convolution with two weights along each axis: of -shift, 0 and +shift.
+        along = torch.tensor([[shift, 1 - shift, 0], [0, 1, 0], [0, 1 - shift, shift]])
+        moves = torch.einsum("iy,jx->ijyx", along, along).reshape(9, 1, 3, 3)
+        self.register_buffer("moves", moves, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
+        if self.training or not self.shift:
+            return self._look(images)
+        views = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), self.moves)  # (N, 9, 28, 28)
+        return self._look(views.flatten(0, 1).unsqueeze(1)).view(-1, 9, 10).mean(1)
+
+    def _look(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images).flatten(1)))
 
 

@@ -1,7 +1,10 @@
+from datetime import timedelta
+
 import pytest
 import torch
 from conftest import DATA
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
@@ -144,10 +147,17 @@ def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
     same = images[:1].expand_as(images)  # 640 times the same image, so that their order does not matter
     monkeypatch.setattr(archive, "read", lambda root, part: (same, labels))
 
-    def fit(**distortion: float) -> Recording:
+    def fit(max_epochs: int = 2, max_steps: int = -1, **distortion: float) -> Recording:
         seed_everything(1)
         model = Recording(LeNet())
-        trainer = Trainer(max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = Trainer(
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            callbacks=[Timer(timedelta(seconds=2))] if max_epochs == max_steps == -1 else [],
+        )
         trainer.fit(model, MNISTDataModule(small_data, val_size=128, **distortion))
         return model
 
@@ -159,6 +169,13 @@ def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
     assert torch.equal(moved.trained_on[0], again.trained_on[0])
     assert torch.equal(moved.trained_on[1], again.trained_on[1])
 
+    # Half of the steps are done where the second of two epochs begins, a quarter where that of four does.
+    for run in (fit(translation=2.0, fade=1.0), fit(-1, 8, translation=2.0, fade=1.0)):
+        assert torch.equal(run.trained_on[0], moved.trained_on[0])
+        assert torch.equal(run.trained_on[1], fit(translation=1.0).trained_on[1])
+    assert torch.equal(fit(4, translation=2.0, fade=0.5).trained_on[1], fit(translation=1.75).trained_on[1])
+    assert torch.equal(fit(-1, translation=2.0, fade=0.5).trained_on[1], moved.trained_on[1])  # without an end
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -168,6 +185,7 @@ def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
         ({"val_size": 60_000}, r"val_size .* is 60000; expected 0\.\.59999"),
         ({"std": 0.0}, "std .* is 0.0; expected more than 0"),
         ({"rotation": -1.0}, "rotation .* is -1.0; expected 0 or more, and finite"),
+        ({"fade": 1.5}, r"fade .* is 1.5; expected 0\.\.1"),
         ({"elastic": float("nan")}, "elastic .* is nan; expected 0 or more, and finite"),
     ],
 )
