@@ -64,7 +64,8 @@ class MNISTDataModule(LightningDataModule):
         shear: and slanted, by up to so many pixels from one row to the next,
         translation: and moved, by up to so many pixels along each axis,
         elastic: and bent; the standard deviation of the displacements, in pixels.
-        fade: all of this weakens evenly from the first training step to the last, by this share of it, in 0..1.
+        fade: all of this weakens evenly from the first training step to the last that `max_epochs` and `max_steps`
+            allow, by this share of it, in 0..1.
         images: pictures to predict on: files, folders or globs (`photos.py`). The test images without them.
 
     Attributes:

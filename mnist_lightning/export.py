@@ -69,6 +69,7 @@ def write(model: DigitClassifier, data: MNISTDataModule, path: Path, source: Map
         "file": path.name,
         **interface,
         "network": f"{kind.__module__}.{kind.__qualname__}",
+        "arguments": model.hparams.get("network", {}).get("init_args", {}),  # none are known of a notebook's
         # Of the last validation: its step, how many images, the share that was read right, and what was chosen there.
         "validation": asdict(calibration) if calibration else None,
         **source,

@@ -122,6 +122,7 @@ def test_the_file_beside_says_what_it_is(suffix: str, checkpoint: Path, capsys: 
     assert (said["run"], said["checkpoint"]) == ("lightning_logs/version_0", str(BEST))
     assert said["step"] == said["validation"]["step"] == content["global_step"]
     assert said["network"] == "mnist_lightning.networks.ConvNet"
+    assert said["arguments"] == {"dropout": 0.25, "shift": 0.0}
     if suffix == ".pth":
         assert said["inputs"]["images"]["shape"] == ["N", 1, 28, 28]
         assert "- 0.1) / 0.3" in said["inputs"]["images"]["values"]
