@@ -1,10 +1,10 @@
-from datetime import timedelta
+from collections.abc import Callable
 
 import pytest
 import torch
 from conftest import DATA
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
@@ -140,27 +140,35 @@ class Recording(DigitClassifier):
         super().validation_step(batch, batch_idx)
 
 
-def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
-    small_data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fit(small_data: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recording]:
+    """Trains two epochs of four steps, of however many are planned, on copies of one image, in any order."""
     images, labels = archive.read(small_data, "train")
-    same = images[:1].expand_as(images)  # 640 times the same image, so that their order does not matter
+    same = images[:1].expand_as(images)
     monkeypatch.setattr(archive, "read", lambda root, part: (same, labels))
 
-    def fit(max_epochs: int = 2, max_steps: int = -1, **distortion: float) -> Recording:
+    def end(trainer: Trainer, _: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+    def fit(max_epochs: int = 2, max_steps: int = -1, **arguments: float) -> Recording:
         seed_everything(1)
         model = Recording(LeNet())
         trainer = Trainer(
             max_epochs=max_epochs,
             max_steps=max_steps,
+            callbacks=LambdaCallback(on_train_epoch_end=end),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            callbacks=[Timer(timedelta(seconds=2))] if max_epochs == max_steps == -1 else [],
         )
-        trainer.fit(model, MNISTDataModule(small_data, val_size=128, **distortion))
+        trainer.fit(model, MNISTDataModule(small_data, val_size=128, **arguments))
+        assert trainer.global_step == 8
         return model
 
+    return fit
+
+
+def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(fit: Callable[..., Recording]) -> None:
     plain, moved, again = fit(), fit(translation=2.0), fit(translation=2.0)
     assert torch.equal(plain.trained_on[0], plain.trained_on[1])
     assert len(moved.trained_on[0].unique(dim=0)) == 128
@@ -169,12 +177,22 @@ def test_only_what_is_trained_on_is_distorted_and_anew_in_each_epoch(
     assert torch.equal(moved.trained_on[0], again.trained_on[0])
     assert torch.equal(moved.trained_on[1], again.trained_on[1])
 
-    # Half of the steps are done where the second of two epochs begins, a quarter where that of four does.
-    for run in (fit(translation=2.0, fade=1.0), fit(-1, 8, translation=2.0, fade=1.0)):
-        assert torch.equal(run.trained_on[0], moved.trained_on[0])
-        assert torch.equal(run.trained_on[1], fit(translation=1.0).trained_on[1])
-    assert torch.equal(fit(4, translation=2.0, fade=0.5).trained_on[1], fit(translation=1.75).trained_on[1])
-    assert torch.equal(fit(-1, translation=2.0, fade=0.5).trained_on[1], moved.trained_on[1])  # without an end
+
+@pytest.mark.parametrize(
+    ("planned", "fade", "left"),
+    [
+        ({"max_epochs": 2}, 1.0, 0.5),  # half of the steps are done where the second epoch begins
+        ({"max_epochs": 4}, 0.5, 0.875),
+        ({"max_epochs": -1, "max_steps": 16}, 0.8, 0.8),
+        ({"max_epochs": -1}, 1.0, 1.0),  # without an end
+    ],
+)
+def test_distortions_fade_by_the_share_of_planned_steps_that_are_done(
+    planned: dict[str, int], fade: float, left: float, fit: Callable[..., Recording]
+) -> None:
+    faded = fit(**planned, translation=2.0, fade=fade)
+    assert torch.equal(faded.trained_on[0], fit(translation=2.0).trained_on[0])
+    torch.testing.assert_close(faded.trained_on[1], fit(translation=2.0 * left).trained_on[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

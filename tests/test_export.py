@@ -19,10 +19,10 @@ from mnist_lightning.cli import main
 BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
 
 
-LOOKS_ONCE, LOOKS_NINE_TIMES = "--model.network.shift=0", "--model.network.shift=0.75"
+ONE_VIEW, NINE_VIEWS = "--model.network.shift=0", "--model.network.shift=0.75"
 
 
-@pytest.fixture(params=[LOOKS_ONCE])
+@pytest.fixture(params=[ONE_VIEW])
 def checkpoint(run: Run, request: pytest.FixtureRequest) -> Path:
     """Of a short run of ConvNet, whose layers normalise, with a normalisation of its own."""
     network = ["--model.network=ConvNet", request.param, "--model.optimizer.lr=0.1"]
@@ -30,8 +30,8 @@ def checkpoint(run: Run, request: pytest.FixtureRequest) -> Path:
     return BEST
 
 
-looks_nine_times_too = pytest.mark.parametrize(
-    "checkpoint", [LOOKS_ONCE, pytest.param(LOOKS_NINE_TIMES, marks=pytest.mark.slow)], indirect=True
+nine_views_too = pytest.mark.parametrize(
+    "checkpoint", [ONE_VIEW, pytest.param(NINE_VIEWS, marks=pytest.mark.slow)], indirect=True
 )
 
 
@@ -57,7 +57,7 @@ def check(logits: Tensor, probabilities: Tensor, images: Tensor) -> None:
     assert torch.allclose(probabilities, (checkpoints / temperature).softmax(1), atol=1e-5)
 
 
-@looks_nine_times_too
+@nine_views_too
 def test_onnx(checkpoint: Path, images: Tensor) -> None:
     main(["export", "--ckpt_path=best", "--output=digits.onnx"])
     session = onnxruntime.InferenceSession("digits.onnx")
@@ -73,7 +73,7 @@ def test_onnx(checkpoint: Path, images: Tensor) -> None:
     assert sorted(path.name for path in Path().glob("digits*")) == ["digits.onnx", "digits.onnx.json"]
 
 
-@looks_nine_times_too
+@nine_views_too
 def test_torch_export(checkpoint: Path, images: Tensor) -> None:
     main(["export", "--ckpt_path=best", "--output=digits.pt2"])
     module = torch.export.load("digits.pt2").module()

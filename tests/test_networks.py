@@ -75,7 +75,7 @@ def test_convnet_drops_features_in_training_alone() -> None:
 def test_convnet_takes_the_mean_over_nine_shifts() -> None:
     images, network = torch.randn(8, 1, 28, 28), ConvNet(shift=0.25).eval()
     once = ConvNet().eval()
-    once.load_state_dict(network.state_dict())
+    once.load_state_dict(network.state_dict())  # views are not among the weights
     places = [-0.25, 0.0, 0.25]
     moves = [torch.tensor([[1, 0, x / 14], [0, 1, y / 14]]).expand(8, 2, 3) for x in places for y in places]
     views = [

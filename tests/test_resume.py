@@ -209,6 +209,9 @@ NOISY = [
     "--model.lr_scheduler=OneCycleLR",
     "--model.lr_scheduler.max_lr=0.1",
     "--model.lr_interval=step",
+    "--data.rotation=20",
+    "--data.elastic=1",
+    "--data.fade=0.5",
 ]
 OTHERS = {
     "moving average of the weights": ["--trainer.callbacks=EMAWeightAveraging", "--model.optimizer.lr=0.1"],
