@@ -30,14 +30,20 @@ def checkpoint(run: Run, request: pytest.FixtureRequest) -> Path:
     return BEST
 
 
-nine_views_too = pytest.mark.parametrize(
-    "checkpoint", [ONE_VIEW, pytest.param(NINE_VIEWS, marks=pytest.mark.slow)], indirect=True
+thoroughly = pytest.mark.parametrize(
+    ("checkpoint", "images"),
+    [
+        (ONE_VIEW, 1_000),
+        pytest.param(ONE_VIEW, 10_000, marks=pytest.mark.slow),
+        pytest.param(NINE_VIEWS, 1_000, marks=pytest.mark.slow),
+    ],
+    indirect=True,
 )
 
 
 @pytest.fixture(scope="module")  # read before others take the place of the archives
-def images() -> Tensor:
-    return archive.read(DATA, "test")[0]
+def images(request: pytest.FixtureRequest) -> Tensor:
+    return archive.read(DATA, "test")[0][: getattr(request, "param", 10_000)]
 
 
 def expected(images: Tensor, mean: float = 0.1, std: float = 0.3) -> Tensor:
@@ -48,7 +54,7 @@ def expected(images: Tensor, mean: float = 0.1, std: float = 0.3) -> Tensor:
 
 def check(logits: Tensor, probabilities: Tensor, images: Tensor) -> None:
     checkpoints = expected(images)
-    assert logits.shape == probabilities.shape == (10_000, 10)
+    assert logits.shape == probabilities.shape == (len(images), 10)
     assert logits.dtype == probabilities.dtype == torch.float32
     assert torch.equal(logits.argmax(1), checkpoints.argmax(1))
     assert (logits - checkpoints).abs().max() < 1e-4
@@ -57,7 +63,7 @@ def check(logits: Tensor, probabilities: Tensor, images: Tensor) -> None:
     assert torch.allclose(probabilities, (checkpoints / temperature).softmax(1), atol=1e-5)
 
 
-@nine_views_too
+@thoroughly
 def test_onnx(checkpoint: Path, images: Tensor) -> None:
     main(["export", "--ckpt_path=best", "--output=digits.onnx"])
     session = onnxruntime.InferenceSession("digits.onnx")
@@ -73,7 +79,7 @@ def test_onnx(checkpoint: Path, images: Tensor) -> None:
     assert sorted(path.name for path in Path().glob("digits*")) == ["digits.onnx", "digits.onnx.json"]
 
 
-@nine_views_too
+@thoroughly
 def test_torch_export(checkpoint: Path, images: Tensor) -> None:
     main(["export", "--ckpt_path=best", "--output=digits.pt2"])
     module = torch.export.load("digits.pt2").module()
