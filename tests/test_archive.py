@@ -232,6 +232,7 @@ def prepare_in_child(mirrors: list[str], resources: Any, root: str) -> None:
     archive.read(root, "train")
 
 
+@pytest.mark.slow
 def test_four_processes_fill_an_empty_folder_at_once(mirror: str, tmp_path: Path) -> None:
     arguments = ([mirror], MNIST.resources, str(tmp_path / "empty"))
     processes = [PROCESSES.Process(target=prepare_in_child, args=arguments) for _ in range(4)]

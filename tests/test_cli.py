@@ -56,7 +56,8 @@ def test_fit_leaves_a_whole_run_folder(run: Run, capsys: pytest.CaptureFixture[s
     assert "tensorboard --logdir lightning_logs\n" in out
 
 
-@pytest.mark.parametrize("verb", ["validate", pytest.param("compare", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["validate", "compare"])
 def test_what_draws_no_curves_imports_no_tensorboard(verb: str, run: Run, small_data: str) -> None:
     run("fit", "--trainer.max_epochs=1")
     arguments = [verb, f"--data.root={small_data}", *([str(FIRST)] * 2 if verb == "compare" else [])]

@@ -52,10 +52,8 @@ def test_a_second_signal_ends_the_process_in_the_middle_of_a_step(name: str, sma
     assert torch.load(LAST, weights_only=True)["global_step"] == 0
 
 
-@pytest.mark.parametrize(
-    ("verb", "name", "code"),
-    [pytest.param("fit", "SIGTERM", 143, marks=pytest.mark.slow), ("test", "SIGINT", 130)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "name", "code"), [("fit", "SIGTERM", 143), ("test", "SIGINT", 130)])
 def test_where_there_is_nothing_to_save_a_signal_ends_the_process(
     verb: str, name: str, code: int, run: Run, program: Program
 ) -> None:
