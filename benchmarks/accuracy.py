@@ -24,8 +24,9 @@ import report
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_lightning import checkpoint, stop
-from mnist_lightning.durable import written_whole
+from mnist_lightning import checkpoint
+from mnist_lightning.files import written_whole
+from mnist_lightning.runs import signals as stop
 
 DATA = ["--data.root", str(report.ROOT / "data")]
 
@@ -38,7 +39,7 @@ MOST_SEEDS = len(T) + 1
 def digest(config: Path) -> str:
     """Return a name for what is measured: the config, the code, and what they run with."""
     settings = json.dumps(yaml.safe_load(config.read_text()))  # its comments don't count
-    sources = [path.read_text() for path in sorted((report.ROOT / "mnist_lightning").glob("*.py"))]
+    sources = [path.read_text() for path in sorted((report.ROOT / "mnist_lightning").rglob("*.py"))]
     measured = "\n".join([settings, *sources, report.setup()])
     return hashlib.sha256(measured.encode()).hexdigest()[:8]
 

@@ -29,10 +29,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from mnist_lightning import DigitClassifier, MNISTDataModule, archive, photos
+from mnist_lightning import DigitClassifier, MNISTDataModule, archive
 from mnist_lightning.calibration import probabilities
 from mnist_lightning.cli import main as program
-from mnist_lightning.photos import PhotoError
+from mnist_lightning.use import photos
+from mnist_lightning.use.photos import PhotoError
 
 HANDWRITTEN = [
     "BecauseWeLearn-Regular.otf",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mnist_lightning.durable import written_whole
+from mnist_lightning.files import written_whole
 
 SCHEDULES = (LRScheduler, ReduceLROnPlateau)
 LOOPS = dict.fromkeys(["fit_loop", "validate_loop", "test_loop", "predict_loop"])

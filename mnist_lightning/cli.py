@@ -21,21 +21,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from mnist_lightning import checkpoint, comparison, console, runs, stop
+from mnist_lightning import checkpoint, console
 from mnist_lightning.archive import ArchiveError
 from mnist_lightning.checkpoint import CheckpointError, DurableCheckpointIO
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import PROGRAM
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
-from mnist_lightning.logger import RunLogger
 from mnist_lightning.output import OutputError
-from mnist_lightning.photos import PhotoError
-from mnist_lightning.pictures import Pictures
-from mnist_lightning.recorder import RunRecorder
-from mnist_lightning.runs import NoCheckpointError
-from mnist_lightning.stop import Stopped
+from mnist_lightning.runs import folders, signals
+from mnist_lightning.runs.figures import Pictures
+from mnist_lightning.runs.folders import NoCheckpointError
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.recorder import RunRecorder
+from mnist_lightning.runs.saving import CheckpointWriter
+from mnist_lightning.runs.signals import Stopped
 from mnist_lightning.trainer import DigitTrainer
-from mnist_lightning.writer import CheckpointWriter
+from mnist_lightning.use import compare
+from mnist_lightning.use.photos import PhotoError
 
 READERS = ("predict", "export")  # verbs that use a network, and neither train nor measure it
 
@@ -51,10 +53,10 @@ def main(args: list[str] | None = None) -> None:
     """
     console.silence()
     try:
-        with stop.exit_at_once():
+        with signals.exit_at_once():
             typed = sys.argv[1:] if args is None else args
             if typed[:1] == ["compare"]:  # it trains nothing: none of LightningCLI's flags would mean anything
-                comparison.compare(typed[1:])
+                compare.compare(typed[1:])
             else:
                 DigitCLI(args)  # LightningCLI warns if it is handed what is in `sys.argv` too
     except Stopped as stopped:
@@ -91,7 +93,7 @@ class DigitCLI(LightningCLI):
             trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
             seed_everything_default=DEFAULT_SEED,
             parser_class=console.Parser,
-            parser_kwargs={"epilog": f"{PROGRAM} compare RUN_A RUN_B: {comparison.DESCRIPTION}"},
+            parser_kwargs={"epilog": f"{PROGRAM} compare RUN_A RUN_B: {compare.DESCRIPTION}"},
             args=args,
             # DigitClassifier configures its own, with the number of steps at hand.
             auto_configure_optimizers=False,
@@ -119,8 +121,8 @@ class DigitCLI(LightningCLI):
         self.run: Path | None = None
         if name is None:
             return
-        self.checkpoint = runs.find_checkpoint(name, logs) if name in ("best", "last") else Path(name)
-        self.run = runs.of_checkpoint(self.checkpoint)
+        self.checkpoint = folders.find_checkpoint(name, logs) if name in ("best", "last") else Path(name)
+        self.run = folders.of_checkpoint(self.checkpoint)
         content = self.stored = self._read(self.checkpoint, logs)
         try:
             model, data = content.get("hyper_parameters", {}), content.get("datamodule_hyper_parameters", {})
@@ -163,14 +165,14 @@ class DigitCLI(LightningCLI):
         try:
             return checkpoint.read(path)
         except CheckpointError as error:
-            for other in runs.next_best(path, logs) if path.is_file() else ():
+            for other in folders.next_best(path, logs) if path.is_file() else ():
                 if checkpoint.is_whole(other):
                     raise CheckpointError(f"{error}\nThe next best is {os.path.relpath(other)}") from error
             raise
 
     @staticmethod
     def _configuration(run: Path) -> Path:
-        path = runs.configurations(run)[-1]
+        path = folders.configurations(run)[-1]
         try:
             whole = isinstance(yaml.safe_load(path.read_text()), dict)
         except (OSError, ValueError, yaml.YAMLError):
@@ -269,9 +271,9 @@ class DigitCLI(LightningCLI):
             return RunLogger(folder)
         steps_done = self.stored["global_step"]
         if self.subcommand == "fit":
-            return RunLogger(self.run.parent, runs.version(self.run), first_step=steps_done)
+            return RunLogger(self.run.parent, folders.version(self.run), first_step=steps_done)
         # Counted from 0, as Lightning does for the curves.
-        return RunLogger(self.run.parent, runs.version(self.run), test_step=max(0, steps_done - 1))
+        return RunLogger(self.run.parent, folders.version(self.run), test_step=max(0, steps_done - 1))
 
     def before_fit(self) -> None:
         if self.checkpoint is None:

@@ -13,11 +13,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from mnist_lightning import archive, photos
+from mnist_lightning import archive
 from mnist_lightning.augmentation import distort
 from mnist_lightning.checkpoint import CheckpointError
-from mnist_lightning.photos import Photos
-from mnist_lightning.sampler import EpochSampler
+from mnist_lightning.loader import EpochSampler
+from mnist_lightning.use import photos
+from mnist_lightning.use.photos import Photos
 
 DEFAULT_SEED = 42
 

@@ -8,12 +8,15 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from mnist_lightning import checkpoint, export, photos, predictions, runs
+from mnist_lightning import checkpoint
 from mnist_lightning.calibration import RISK
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.output import check_file, check_folder, written
-from mnist_lightning.photos import PhotoError
+from mnist_lightning.runs import folders
+from mnist_lightning.use import export, photos
+from mnist_lightning.use import predict as predictions
+from mnist_lightning.use.photos import PhotoError
 
 SHOWN = 10  # test images
 
@@ -118,7 +121,7 @@ class DigitTrainer(Trainer):
             content = checkpoint.read(ckpt_path)
             model.load_state_dict(content["state_dict"])
             model.on_load_checkpoint(content)
-            run = runs.of_checkpoint(Path(ckpt_path))
+            run = folders.of_checkpoint(Path(ckpt_path))
             source = {
                 "run": os.path.relpath(run) if run else None,
                 "checkpoint": os.path.relpath(ckpt_path),

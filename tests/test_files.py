@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_lightning.durable import PARTIAL, written_whole
+from mnist_lightning.files import PARTIAL, written_whole
 
 
 def test_two_that_are_written_at_once_in_one_folder_are_both_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mnist_lightning.calibration import Calibration, probabilities
-from mnist_lightning.durable import written_whole
+from mnist_lightning.files import written_whole
 
 SUFFIXES = (".csv", ".json")
 

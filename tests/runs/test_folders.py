@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_lightning import runs
+from mnist_lightning.runs import folders
 
 
 def make_run(logs: Path, version: str, *checkpoints: str) -> Path:
@@ -20,7 +20,7 @@ def test_runs_are_listed_oldest_first_by_number(tmp_path: Path) -> None:
         make_run(tmp_path, version)
     (tmp_path / "version_x").mkdir()
     (tmp_path / "version_11").touch()
-    assert [run.name for run in runs.list_runs(tmp_path)] == ["version_2", "version_9", "version_10"]
+    assert [run.name for run in folders.list_runs(tmp_path)] == ["version_2", "version_9", "version_10"]
 
 
 def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) -> None:
@@ -28,20 +28,20 @@ def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) 
     make_run(tmp_path, "version_9", "best", "last")
     make_run(tmp_path, "version_10", "last")
     make_run(tmp_path, "version_11")
-    assert runs.find_checkpoint("best", tmp_path) == tmp_path / "version_9/checkpoints/best.ckpt"
-    assert runs.find_checkpoint("last", tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
+    assert folders.find_checkpoint("best", tmp_path) == tmp_path / "version_9/checkpoints/best.ckpt"
+    assert folders.find_checkpoint("last", tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
 
 
 @pytest.mark.parametrize("logs", [".", "missing"])
 def test_no_checkpoint_at_all_is_an_error(tmp_path: Path, logs: str) -> None:
     with pytest.raises(runs.NoCheckpointError, match=r"no run in .* has a checkpoints/last\.ckpt"):
-        runs.find_checkpoint("last", tmp_path / logs)
+        folders.find_checkpoint("last", tmp_path / logs)
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     make_run(tmp_path, "version_9")
     with ThreadPoolExecutor(8) as pool:
-        versions = list(pool.map(lambda _: runs.create_run(tmp_path), range(40)))
+        versions = list(pool.map(lambda _: folders.create_run(tmp_path), range(40)))
     assert sorted(versions) == list(range(10, 50))
 
 
@@ -49,12 +49,12 @@ def test_configurations_are_listed_first_to_newest(tmp_path: Path) -> None:
     run = make_run(tmp_path, "version_0")
     for name in ("config_10.yaml", "config_2.yaml", "config_old.yaml"):
         (run / name).touch()
-    assert [path.name for path in runs.configurations(run)] == ["config.yaml", "config_2.yaml", "config_10.yaml"]
+    assert [path.name for path in folders.configurations(run)] == ["config.yaml", "config_2.yaml", "config_10.yaml"]
 
 
 def test_the_run_of_a_checkpoint_is_the_folder_with_its_configuration(tmp_path: Path) -> None:
     run = make_run(tmp_path, "version_0", "best")
-    assert runs.of_checkpoint(run / "checkpoints/best.ckpt") == run
+    assert folders.of_checkpoint(run / "checkpoints/best.ckpt") == run
     (run / "config.yaml").unlink()
-    assert runs.of_checkpoint(run / "checkpoints/best.ckpt") is None
-    assert runs.of_checkpoint(tmp_path / "best.ckpt") is None
+    assert folders.of_checkpoint(run / "checkpoints/best.ckpt") is None
+    assert folders.of_checkpoint(tmp_path / "best.ckpt") is None

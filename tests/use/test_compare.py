@@ -7,7 +7,7 @@ from conftest import Run
 
 from mnist_lightning import DigitClassifier, MNISTDataModule, archive
 from mnist_lightning.cli import main
-from mnist_lightning.comparison import mcnemar, report
+from mnist_lightning.use.compare import mcnemar, report
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 RUNS = ["lightning_logs/version_0", "lightning_logs/version_1"]

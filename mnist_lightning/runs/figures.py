@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.transforms.functional import pil_to_tensor
 
 from mnist_lightning.classifier import Batch, DigitClassifier
-from mnist_lightning.logger import RunLogger
+from mnist_lightning.runs.logger import RunLogger
 
 SHOWN = 144  # images of the first batch, at most
 WORST = 15  # mistakes

@@ -15,7 +15,7 @@ from test_resume import differences, load
 from torch import Tensor, nn
 
 from mnist_lightning import LeNet, archive
-from mnist_lightning.pictures import matrix, tiles
+from mnist_lightning.runs.figures import matrix, tiles
 
 FIRST, SECOND = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
 
@@ -120,7 +120,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:TensorBoard will not show the network's graph")
 def test_a_network_that_cant_be_drawn_is_trained_all_the_same(run: Run) -> None:
-    run("fit", "--model.network=test_pictures.Untraceable")
+    run("fit", "--model.network=test_figures.Untraceable")
     assert sorted(steps(FIRST)) == ["first_batch", "val/confusion", "val/worst_mistakes"]
     assert load(FIRST / "checkpoints/last.ckpt")["global_step"] == 10
 

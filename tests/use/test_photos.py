@@ -16,8 +16,9 @@ from conftest import DATA
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mnist_lightning import archive, photos
-from mnist_lightning.photos import PhotoError
+from mnist_lightning import archive
+from mnist_lightning.use import photos
+from mnist_lightning.use.photos import PhotoError
 
 Scene = Callable[[np.ndarray], Image.Image]
 
@@ -273,7 +274,7 @@ def test_memory_is_bounded(mode: str, colour: Any, tmp_path: Path) -> None:
     code = """
 import resource
 from pathlib import Path
-from mnist_lightning import photos
+from mnist_lightning.use import photos
 try:
     photos.prepare(Path("small.png"))
 except photos.PhotoError:

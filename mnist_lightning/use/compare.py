@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from mnist_lightning import archive, checkpoint, console, runs
+from mnist_lightning import archive, checkpoint, console
 from mnist_lightning.checkpoint import CheckpointError
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.runs import folders
 
 LISTED = 10  # images, for each run
 
@@ -37,7 +38,7 @@ def compare(args: list[str]) -> None:
     parser.add_argument("--data.root", default="data", help="holds the archives in `MNIST/raw`")
     options = parser.parse_args(args)
     root = options["data.root"]
-    path_a, path_b = (runs.checkpoint_at(Path(options[name])) for name in ("RUN_A", "RUN_B"))
+    path_a, path_b = (folders.checkpoint_at(Path(options[name])) for name in ("RUN_A", "RUN_B"))
     check(path_a, "RUN_A")
     check(path_b, "RUN_B")
     a, b = read_digits(path_a, root), read_digits(path_b, root)

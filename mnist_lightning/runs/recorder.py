@@ -7,9 +7,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mnist_lightning.durable import written_whole
-from mnist_lightning.logger import RunLogger
-from mnist_lightning.runs import next_configuration
+from mnist_lightning.files import written_whole
+from mnist_lightning.runs.folders import next_configuration
+from mnist_lightning.runs.logger import RunLogger
 
 
 class RunRecorder(SaveConfigCallback):

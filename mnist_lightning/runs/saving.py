@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mnist_lightning.durable import remove_partial
-from mnist_lightning.stop import Stopped, StopSignal
+from mnist_lightning.files import remove_partial
+from mnist_lightning.runs.signals import Stopped, StopSignal
 
 
 class CheckpointWriter(Checkpoint):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_lightning.sampler import EpochSampler
+from mnist_lightning.loader import EpochSampler
 
 INDICES = torch.arange(100, 203)  # 103 of them
 

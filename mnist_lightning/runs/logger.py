@@ -10,8 +10,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from mnist_lightning.durable import written_whole
-from mnist_lightning.runs import create_run
+from mnist_lightning.files import written_whole
+from mnist_lightning.runs.folders import create_run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.durable import written_whole
+from mnist_lightning.files import written_whole
 from mnist_lightning.output import OutputError
 
 IMAGES = {"dtype": "uint8", "shape": ["N", 28, 28], "values": "0..255, ink 255 on 0, as in MNIST"}
