@@ -1,196 +1,143 @@
-"""Checkpoints as files: written whole or not at all, and read without running anything that they contain."""
+"""Reads checkpoints safely: a file is checked before it is used, and none of its content is run.
+
+This file belongs to the core because `DigitClassifier.load_from_checkpoint` needs it. `runs/` writes checkpoints.
+"""
 
 import io
+import os
+import pickle
 import pkgutil
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mnist_lightning.files import written_whole
+from mnist_lightning.errors import CheckpointError, SettingError
 
-SCHEDULES = (LRScheduler, ReduceLROnPlateau)
-LOOPS = dict.fromkeys(["fit_loop", "validate_loop", "test_loop", "predict_loop"])
-
-
-class CheckpointError(Exception):
-    """A checkpoint is missing, can't be read or written, or belongs to something else."""
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the one it replaces, and renames it when it is on the disk.
-
-    Lightning's own way stages in `$TMPDIR`: a kill or a full disk can leave half a file there, or under the name of
-    the checkpoint, and the old one gone.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; when this returns, a power cut leaves it whole.
-
-        Raises:
-            CheckpointError: the disk is full, or the folder can't be written. What `path` held before, it holds still.
-        """
-        path = Path(path)
-        content = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
-        torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as partial:
-                partial.write_bytes(content.getbuffer())
-        except OSError as error:
-            before = "; what it held before, it holds still" if path.is_file() else ""
-            raise CheckpointError(f"{path} can't be written: {error.strerror}{before}") from error
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        """Read a checkpoint, safely whatever is asked for. Tensors come to be on the CPU; Lightning moves them.
-
-        Raises:
-            CheckpointError: as `read`.
-        """
-        return read(path)
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "network": ("a network class", (nn.Module,)),
+    "optimizer": ("an optimizer class", (Optimizer,)),
+    "lr_scheduler": ("a schedule class", (LRScheduler, ReduceLROnPlateau)),
+}
+LOOPS = {"fit_loop", "validate_loop", "test_loop", "predict_loop"}
+# Lightning calls the function of this name to build a class from its stored settings.
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint of Lightning's holds, its tensors on the CPU.
+    """Return the content of a checkpoint that Lightning wrote, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: there is no such file, it is not a checkpoint, it is damaged, or it holds more than plain data.
+        CheckpointError: The file is missing, is not a checkpoint, is damaged, or holds more than plain data.
     """
     path = Path(path)
     if re.match(r"\w\w+:/", str(path)):
-        url = str(path).replace(":/", "://")  # Path has taken one away
-        raise CheckpointError(f"{url} (--ckpt_path) is a URL; expected a file, which you have downloaded yourself")
-    if not path.is_file():
-        raise CheckpointError(f"{path} (--ckpt_path) is not a file; expected a checkpoint, best or last")
+        url = str(path).replace(":/", "://")  # Path removes one slash
+        raise CheckpointError(f"{url} is a URL; expected a file. Download it first, if you trust its source")
+    if not os.path.isfile(path):  # unlike `path.is_file()`, it takes a name of any length
+        raise CheckpointError(f"{path} is not a file; expected best, last, a run folder, version_N or a checkpoint")
     try:
-        file = io.BytesIO(path.read_bytes())  # what is checked is what is used
+        file = io.BytesIO(path.read_bytes())  # the bytes that are checked are the bytes that are used
     except OSError as error:
-        raise CheckpointError(f"{path} (--ckpt_path) can't be read: {error.strerror}") from error
-    if not zipfile.is_zipfile(file):  # torch would take it for a pickle of its old format
-        raise CheckpointError(f"{path} (--ckpt_path) is not a checkpoint, or only a part of one")
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if not zipfile.is_zipfile(file):  # torch would read it as a pickle in its old format
+        raise CheckpointError(f"{path} is not a checkpoint, or only a part of one")
     try:
         with zipfile.ZipFile(file) as records:
-            damaged = records.testzip()  # by the CRC-32 of each: torch loads most flipped bits without a word
+            damaged = records.testzip()  # compares each CRC-32; torch loads most flipped bits without an error
         file.seek(0)
-        # Explicitly safe: only so does torch ignore TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
+        # With this argument, torch ignores TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
         content: Any = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make its readers fail in any way
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than plain data, and could run code; it was not loaded") from error
+    except Exception as error:  # a damaged file can fail in any way
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{path} (--ckpt_path) can't be read as a checkpoint: {reason}") from error
+        raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if damaged:
-        raise CheckpointError(f"{path} (--ckpt_path) is damaged: the checksum of its record {damaged} is wrong")
-    for key in ("state_dict", "pytorch-lightning_version"):  # without which Lightning fails
+        raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} is wrong")
+    for key in ("state_dict", "pytorch-lightning_version"):  # Lightning needs both
         if not isinstance(content, dict) or key not in content:
-            raise CheckpointError(f"{path} (--ckpt_path) is no checkpoint of Lightning's: it has no {key}")
-    try:
-        check_settings(content.get("hyper_parameters", {}))
-        if content.get("loops", LOOPS).keys() != LOOPS.keys():
-            raise ValueError("loops are not those of Lightning")
-    except Exception as error:  # what is in there can be anything
-        raise CheckpointError(f"{path} (--ckpt_path) can't be used: its {error}") from error
+            raise CheckpointError(f"{path} is not a checkpoint of Lightning: it has no {key}")
+    for key in ("state_dict", "loops", "hyper_parameters", "datamodule_hyper_parameters"):
+        if not isinstance(content.get(key, {}), Mapping):
+            raise CheckpointError(f"{path} is not a checkpoint of Lightning: its {key} is not a mapping")
+    if content.get("loops", dict.fromkeys(LOOPS)).keys() != LOOPS:
+        raise CheckpointError(f"{path} is not a checkpoint of Lightning: its loops are unknown")
     return content
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Make sure that all that a model's settings name is a class of networks, optimizers or schedules.
+def load_weights(model: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
+    """Load weights into a network or a classifier.
 
-    jsonargparse also takes functions for these, and for their arguments: those that a checkpoint names would be called.
+    Args:
+        model: Receives the weights.
+        weights: The tensor of each name.
+        path: The checkpoint that the weights come from, for the message.
 
     Raises:
-        ValueError: something else is named.
+        CheckpointError: The weights belong to another network.
     """
-    kinds: dict[str, Any] = {"network": nn.Module, "optimizer": Optimizer, "lr_scheduler": SCHEDULES}
-    for name, kind in kinds.items():
-        for path, is_class in _names(settings.get(name)):
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()  # below a heading, one line for each kind of difference
+        raise CheckpointError(f"the weights in {path} don't fit the network: {reason}") from error
+
+
+def settings_of(content: Mapping[str, Any], path: str | Path, names: Iterable[str] = KINDS) -> dict[str, Any]:
+    """Return the arguments of the classifier that a checkpoint holds. A notebook's checkpoint holds no network.
+
+    Args:
+        content: What `read` returned.
+        path: The file, for the message.
+        names: The arguments to check. The caller must not build the others.
+
+    Raises:
+        CheckpointError: The settings name something other than classes of networks, optimizers and schedules.
+    """
+    settings = content.get("hyper_parameters", {})
+    if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
+        raise CheckpointError(f"{path} is of another program: its settings are unknown")
+    try:
+        check_settings({name: settings.get(name) for name in names})
+    except SettingError as error:
+        raise CheckpointError(f"{path} can't be used: its {error}") from error
+    return dict(settings)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Make sure that the arguments of the classifier name only classes of networks, optimizers and schedules.
+
+    jsonargparse would also import and call any function that is named there.
+
+    Raises:
+        SettingError: Something else is named.
+    """
+    for name, (expected, kinds) in KINDS.items():
+        for import_path, is_class in _import_paths(settings.get(name)):
             try:
-                found = pkgutil.resolve_name(path)
+                found = pkgutil.resolve_name(import_path)
             except (AttributeError, ImportError, TypeError, ValueError) as error:
-                if not is_class:  # some text
+                if not is_class:  # plain text
                     continue
-                raise ValueError(f"{name} (--model.{name}) is {path}, which can't be imported: {error}") from error
-            if not (isinstance(found, type) and issubclass(found, kind)):
-                raise ValueError(f"{name} (--model.{name}) names {path}; expected a class of its kind, no function")
+                raise SettingError(name, import_path, f"{expected} that can be imported ({error})") from error
+            if not (isinstance(found, type) and issubclass(found, kinds)):
+                raise SettingError(name, import_path, expected)
 
 
-def _names(setting: Any, is_class: bool = True) -> Iterator[tuple[str, bool]]:
-    """Yield what jsonargparse could import of a setting, and whether it has to be a class."""
+def _import_paths(setting: Any, is_class: bool = True) -> Iterator[tuple[str, bool]]:
+    """Yield each text of a setting that jsonargparse could import, and whether it must be a class."""
     if isinstance(setting, Mapping):
         for key, value in setting.items():
-            yield from _names(value, is_class=key == "class_path")
+            yield from _import_paths(value, is_class=key == "class_path")
     elif isinstance(setting, list | tuple):
         for value in setting:
-            yield from _names(value, is_class=False)
+            yield from _import_paths(value, is_class=False)
     elif setting is not None and (is_class or re.fullmatch(r"\w+([.:]\w+)+", str(setting))):
         yield setting, is_class
-
-
-def is_whole(path: Path) -> bool:
-    """Return whether a checkpoint can be read."""
-    try:
-        read(path)
-    except CheckpointError:
-        return False
-    return True
-
-
-def check_network(path: Path, content: dict[str, Any], model: nn.Module) -> None:
-    """Make sure that the weights of a checkpoint fit a model, before Lightning would fail on them.
-
-    Args:
-        path: where the content is from, for the message.
-        content: what `read` returned.
-        model: what the weights are to be loaded into.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over or of another shape.
-    """
-    stored = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in stored | expected:
-        if stored.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"{path} (--ckpt_path) is of another network: {name} is {stored.get(name, 'missing')} there and "
-                f"{expected.get(name, 'missing')} here; name its network with --model.network"
-            )
-
-
-def epochs_done(content: dict[str, Any]) -> int:
-    """Return how many whole epochs a checkpoint of `fit` has behind it."""
-    loops = content["loops"]["fit_loop"]
-    epochs = loops["epoch_progress"]["current"]
-    # Lightning's ModelCheckpoint writes when the last batch is done, before the epoch counts as completed.
-    at_its_end = loops["epoch_loop.batch_progress"]["is_last_batch"] and epochs["started"] > epochs["completed"]
-    return int(epochs["completed"] + at_its_end)
-
-
-def carry_over(
-    content: dict[str, Any], optimizer: Optimizer, scheduler: LRScheduler | None, position: int, same_class: bool
-) -> None:
-    """Make a checkpoint restore the settings of this optimizer and schedule in place of its own.
-
-    torch restores every setting along with the state: a new learning rate would be forgotten without a word.
-
-    Args:
-        content: what `read` returned, or Lightning loaded; changed in place.
-        optimizer: as it was made.
-        scheduler: as it was made, for this optimizer. It is brought to its position, but for `ReduceLROnPlateau`,
-            which would have to see the metrics again: that starts afresh.
-        position: steps of the schedule that lie behind.
-        same_class: the checkpoint's optimizer is of the same class, so that its state (momentum) can be kept.
-    """
-    if scheduler and not isinstance(scheduler, ReduceLROnPlateau):
-        optimizer.step()  # without gradients it does nothing, and without it torch warns of the wrong order
-        for _ in range(position):
-            scheduler.step()
-    settings = optimizer.state_dict()
-    if same_class:
-        settings["state"] = content["optimizer_states"][0]["state"]
-    content["optimizer_states"] = [settings]
-    content["lr_schedulers"] = [scheduler.state_dict()] if scheduler else []

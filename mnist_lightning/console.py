@@ -1,67 +1,115 @@
-"""What a user reads in the terminal, beside Lightning's own words."""
+"""What a user reads in the terminal: usage, errors, and no noise from libraries."""
 
+import argparse
+import difflib
 import errno
 import logging
 import re
 import sys
 import threading
 import warnings
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
 
-PROGRAM = "python -m mnist_lightning"
+def program() -> str:
+    """Return what the user typed to start this program, without the verb."""
+    return "mnist-lightning" if Path(sys.argv[0]).name.startswith("mnist-lightning") else "python -m mnist_lightning"
 
 
-def fail(message: str) -> NoReturn:
-    """End the process with a message and exit code 1."""
-    sys.exit(f"{PROGRAM}: error: {message}")
+class Parser(argparse.ArgumentParser):
+    """Parses the flags of one verb. An error takes a line or two, and proposes the flag that was probably meant.
+
+    Args:
+        verb: The verb.
+        description: What the verb does.
+    """
+
+    def __init__(self, verb: str, description: str) -> None:
+        # Scripts should not depend on abbreviations: a new flag would make them ambiguous.
+        super().__init__(f"{program()} {verb}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, usage_error(self.prog, message, (o for action in self._actions for o in action.option_strings)))
+
+    def check_output(self, path: Path, name: str, suffixes: Collection[str] = (), overwrite: bool = False) -> None:
+        """Make sure that a file or a folder can be written, before anything is computed. Otherwise, exit.
+
+        Args:
+            path: Where it will be written.
+            name: The argument that named it.
+            suffixes: The allowed endings of a file's name. Without any, `path` is a folder.
+            overwrite: Whether an existing file, or files in the folder, may be replaced.
+        """
+        try:
+            if suffixes and path.suffix.lower() not in suffixes:
+                self.error(f"{name}: {path} has an unknown format; expected a name that ends in {', '.join(suffixes)}")
+            if path.exists() and path.is_dir() == bool(suffixes):
+                found, expected = ("a folder", "a file") if suffixes else ("a file", "a folder")
+                self.error(f"{name}: {path} is {found}; expected {expected}")
+            if not path.parent.is_dir():
+                self.error(f"{name}: the folder {path.parent} does not exist")
+            taken = any(path.iterdir()) if path.is_dir() else path.exists()
+        except OSError as error:  # the name is too long, or the folder can't be read
+            self.error(f"{name}: {path} can't be written: {error.strerror}")
+        if taken and not overwrite:
+            self.error(f"{name}: {path} already exists; expected a new name, or --overwrite")
+
+
+def usage_error(prog: str, message: str, flags: Iterable[str]) -> str:
+    """Return what to print about wrong arguments.
+
+    Args:
+        prog: The program and the verb.
+        message: The parser's message.
+        flags: All flags of the verb.
+    """
+    unknown = re.search(r"(?:unrecognized arguments|unknown key):.*?(--[\w.-]+)", message)
+    proposal = _proposal(unknown[1], list(flags)) if unknown else None
+    mean = f"; did you mean {proposal}?" if proposal else ""
+    return f"{prog}: error: {message}{mean}\nSee {prog} --help\n"
+
+
+def _proposal(flag: str, flags: list[str]) -> str | None:
+    def last(name: str) -> str:
+        return name.removeprefix("--").rpartition(".")[2]
+
+    def likeness(known: str) -> float:
+        return difflib.SequenceMatcher(None, last(flag), last(known)).ratio()
+
+    same = [known for known in flags if last(known) == last(flag)]  # --lr
+    longer = [known for known in flags if known.startswith(flag)]  # --trainer.max_ep
+    closest = max(flags, key=likeness)  # --epochs
+    return next(iter(same + longer + [closest] * (likeness(closest) > 0.6)), None)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Return whether an error says that there is no room for a file."""
+    """Return whether an error means that the disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def silence() -> None:
-    """Take out what a user of this program can't act on."""
-    # TensorBoard writes from a thread, where a full disk leaves a traceback; it raises the same error to us.
+    """Hide messages of Lightning and torch that a user of this program can do nothing about."""
+    # TensorBoard writes in a thread, which prints a traceback for a full disk. The main thread gets the same error.
     threading.excepthook = lambda args: None if is_full_disk(args.exc_value) else threading.__excepthook__(args)
     # Advertisements for two packages, and how Lightning counts the steps of a schedule.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.search("Tip:|^Loading `train_dataloader`", record.getMessage())
     )
     for message in (
-        # Lightning 2.6 under a newer torch.
+        # Lightning 2.6 uses a part of torch that newer versions deprecate.
         r".*LeafSpec.* is deprecated",
-        # How torch draws the network's graph for TensorBoard.
+        # TensorBoard's graph of a network needs torch's old tracer.
         r"`torch\.jit\.trace(_method)?` is deprecated",
-        # A checkpoint that is tested, or that a new run starts from: no callback has anything to restore.
+        # `test` attaches fewer callbacks than `fit`, and a new run has another folder than its checkpoint.
         r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
         r"The dirpath has changed from",
-        # A run that goes on, with a ModelCheckpoint of the user's.
+        # A continued run with a ModelCheckpoint of the user.
         r"Checkpoint directory .* exists and is not empty",
-        # The table of layers estimates bytes, for which it takes 32 bits.
+        # Lightning's summary estimates the size of the network, and assumes 32 bits.
         r"Precision .* is not supported by the model summary",
+        # The learning rate is a curve for every run, also for a constant one.
+        r"You are using `LearningRateMonitor` callback with models that have no learning rate schedulers",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-class Parser(LightningArgumentParser):
-    """A parser that says in a line what is wrong: the flag, what was found, what was expected.
-
-    jsonargparse prints the whole usage, and every alternative of a type on a line of its own.
-    """
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # one of its inner parsers, whose message becomes part of a longer one
-            super().error(message, ex)
-        message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
-        message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
-        message = message.replace("are required: export.", "are required: --")
-        message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
-        message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
-        noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
-        lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
-        message = " ".join(line for line in lines if not re.match(noise, line))
-        self.exit(2, f"{PROGRAM}: error: {message}\nSee {PROGRAM} VERB --help\n")

@@ -1,4 +1,4 @@
-"""Files of a run that are there whole or not at all, whatever ends the process that writes them."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import os
@@ -6,16 +6,25 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-# What the name of a file ends in while it is written.
+from mnist_lightning.errors import OutputError
+
+# The ending of a file's name while it is being written.
 PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield where to write a file, and put it in the place of `path` when it is written and on the disk.
+def written_whole(path: Path, argument: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` when the file is complete and on the disk.
 
-    Until then, and if writing fails, `path` stays what it is. The file lies in the same folder, as a move from one
-    file system to another can be cut off, and has a name that nothing else in the folder has.
+    The temporary file lies in the same folder: a move from another file system could be interrupted. Its name is
+    random, so that two writers use different files.
+
+    Args:
+        path: Where the file will be.
+        argument: The argument that named it, for the message.
+
+    Raises:
+        OutputError: The disk is full, or the folder can't be written. `path` has not changed.
     """
     partial = path.with_name(secrets.token_hex(8) + PARTIAL)
     try:
@@ -23,10 +32,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise
+        if not isinstance(error, OSError):
+            raise
+        unchanged = "; the existing file is unchanged" if path.is_file() else ""
+        raise OutputError(f"{path} can't be written: {error.strerror}{unchanged}", argument) from error
     if os.name == "posix":  # Windows can't open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -36,6 +48,6 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(run: Path) -> None:
-    """Remove from a run's folder what a process was writing when it was killed."""
+    """Remove the unfinished files of a killed process from a run folder."""
     for partial in [*run.glob(f"*{PARTIAL}"), *run.glob(f"checkpoints/*{PARTIAL}")]:
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which images, in which order, from which position."""
+"""Batches from memory: which images, in which order, from which position."""
 
 import random
 from collections.abc import Iterator
@@ -8,24 +8,22 @@ from torch import Tensor
 
 
 class EpochSampler:
-    """Batches of indices whose order is a pure function of (seed, epoch, rank).
+    """Yields batches of indices. Their order follows from seed, epoch and rank alone.
 
-    Nothing random is drawn from a state that a resumed run would have to restore: set the epoch and `start`, and
-    what follows is what an uninterrupted run would have seen. torch's `DistributedSampler` does neither this (it
-    has no position) nor count each image once: it pads the shards to equal lengths.
+    So a run can continue anywhere: set `epoch` and `start`, and the same batches follow. torch's
+    `DistributedSampler` has no position, and it repeats images to give each process the same number.
 
     Args:
-        indices: the images to draw from, int64 `(N,)`.
-        batch_size: images in each batch; the last one may hold fewer.
-        shuffle: a new order for each epoch, the images that fall to a rank included. Every rank then has the
-            same number of batches: up to `world_size - 1` images sit an epoch out. Without it every index comes
-            exactly once, over all ranks, in the order given.
-        seed: with the epoch, what the order depends on.
-        rank: this process, in `0..world_size - 1`.
-        world_size: processes that share the indices.
+        indices: The images to choose from, int64 `(N,)`.
+        batch_size: Images in each batch. The last batch may have fewer.
+        shuffle: Whether each epoch has a new order. Every process then gets the same number of batches, and up to
+            `world_size - 1` images are left out of an epoch. Without it, all processes together yield each index once.
+        seed: Together with the epoch, this decides the order.
+        rank: The number of this process, in `0..world_size - 1`.
+        world_size: How many processes share the indices.
 
     Attributes:
-        start: batches to leave out of the next pass, taken back to 0 by it.
+        start: How many batches the next pass leaves out. The pass sets it back to 0.
     """
 
     def __init__(
@@ -52,14 +50,14 @@ class EpochSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
+        """Return the number of batches of a whole epoch on this process."""
         return -(-len(self._shard(self.indices)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield int64 index tensors `(batch_size,)`; the last may be shorter."""
+        """Yield indices, int64 `(batch_size,)`. The last batch may be shorter."""
         order = self.indices
         if self.shuffle:
-            # Seeded by text, so that (seed, epoch) pairs don't meet as they do in `seed + epoch`.
+            # Each pair of seed and epoch has its own text. A sum would give (1, 2) and (2, 1) the same order.
             state = random.Random(f"{self.seed}, {self.epoch}").getrandbits(63)
             generator = torch.Generator().manual_seed(state)
             order = order[torch.randperm(len(order), generator=generator)]
@@ -69,3 +67,30 @@ class EpochSampler:
     def _shard(self, order: Tensor) -> Tensor:
         stop = len(order) - len(order) % self.world_size if self.shuffle else len(order)
         return order[self.rank : stop : self.world_size]
+
+
+class TensorLoader:
+    """Yields batches of a data set in memory, each by one index operation per tensor.
+
+    torch's `DataLoader` would fetch the images one by one. In a distributed run, Lightning keeps this loader:
+    the sampler divides the images.
+
+    Args:
+        images: uint8 `(N, 28, 28)`.
+        labels: int64 `(N,)`.
+        sampler: Chooses the images of each batch.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, sampler: EpochSampler) -> None:
+        self.images = images
+        self.labels = labels
+        self.sampler = sampler  # Lightning tells it the epoch
+        self.batch_sampler = None  # Lightning asks for it
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images, uint8 `(B, 28, 28)`, and labels, int64 `(B,)`."""
+        for indices in self.sampler:
+            yield self.images[indices], self.labels[indices]

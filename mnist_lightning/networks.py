@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_lightning.errors import SettingError
+
 
 class LeNet(nn.Module):
     """The tutorial's network, after LeNet-5 (LeCun et al. 1998): 60,074 parameters in ten tensors.
 
-    Layers are named as in the tutorial's `Net`, so that the two exchange their `state_dict`.
+    The layers have the same names as in the tutorial's `Net`, so each network loads the other's `state_dict`.
     """
 
     def __init__(self) -> None:
@@ -21,8 +23,7 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
-        # Pooling before the ReLU gives the tutorial's values exactly (both are monotonic), and the ReLU then
-        # sees a quarter of the elements.
+        # The tutorial pools after ReLU. The result is the same, and ReLU here sees a quarter of the values.
         x = F.relu(F.max_pool2d(self.conv1(images), 2))  # (N, 6, 13, 13)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 16, 5, 5)
         x = F.relu(self.fc1(x.flatten(1)))
@@ -31,22 +32,27 @@ class LeNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Six convolutions, mostly of 3 x 3 as in VGG (Simonyan and Zisserman 2015): 244,858 parameters.
+    """Six convolutions, mostly of 3x3 as in VGG (Simonyan and Zisserman 2015): 244,858 parameters.
 
     Args:
-        dropout: the share of features that the last layer does not see in a training step, in 0..1 (Srivastava et
+        dropout: The share of features that the last layer does not see in a training step, in 0..1 (Srivastava et
             al. 2014).
-        shift: other than in training, logits are means over nine views, the image as it is and moved by so many
-            pixels along each axis, in 0..1. For networks trained on distorted images, which resampling has blurred
-            a little: a move by part of a pixel does the same. With 0, there is one view.
+        shift: How far the image moves for test-time augmentation, in pixels, 0..1. If it is above 0, `eval` mode
+            averages the logits of nine views: the image itself and eight shifted copies. Use it for networks that were
+            trained on distorted images: a shift by part of a pixel blurs an image as much as a distortion does.
+
+    Raises:
+        SettingError: An argument is outside its range.
     """
 
-    moves: Tensor
+    kernels: Tensor
 
     def __init__(self, dropout: float = 0.25, shift: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= dropout <= 1:
+            raise SettingError("dropout", dropout, "0..1")
         if not 0 <= shift <= 1:
-            raise ValueError(f"shift (--model.network.shift) is {shift}; expected 0..1")
+            raise SettingError("shift", shift, "0..1")
         self.features = nn.Sequential(
             _layer(1, 16, kernel_size=5, padding=0, pool=True),  # (N, 16, 12, 12)
             _layer(16, 48),
@@ -58,26 +64,26 @@ class ConvNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(96 * 3 * 3, 10)
         self.shift = shift
-        # To move by part of a pixel is a convolution: the weights of three neighbours, for each of three moves.
-        along = torch.tensor([[shift, 1 - shift, 0], [0, 1, 0], [0, 1 - shift, shift]])
-        moves = torch.einsum("iy,jx->ijyx", along, along).reshape(9, 1, 3, 3)
-        self.register_buffer("moves", moves, persistent=False)  # no weights: they follow from `shift`
+        # A convolution makes the views. Each kernel mixes neighbouring pixels to shift an image.
+        axis = torch.tensor([[shift, 1 - shift, 0], [0, 1, 0], [0, 1 - shift, shift]])
+        kernels = torch.einsum("iy,jx->ijyx", axis, axis).reshape(9, 1, 3, 3)
+        self.register_buffer("kernels", kernels, persistent=False)  # not in checkpoints: it follows from `shift`
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
         if self.training or not self.shift:
-            return self._look(images)
-        views = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), self.moves)  # (N, 9, 28, 28)
-        return self._look(views.flatten(0, 1).unsqueeze(1)).view(-1, 9, 10).mean(1)
+            return self._logits(images)
+        views = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), self.kernels)  # (N, 9, 28, 28)
+        return self._logits(views.flatten(0, 1).unsqueeze(1)).view(-1, 9, 10).mean(1)
 
-    def _look(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images).flatten(1)))
 
 
 def _layer(inputs: int, outputs: int, kernel_size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size, padding=padding, bias=False),  # the normalisation adds one
-        *([nn.MaxPool2d(2)] if pool else []),  # before it, which leaves a quarter of the elements to normalise
+        nn.Conv2d(inputs, outputs, kernel_size, padding=padding, bias=False),  # the normalization adds a bias
+        *([nn.MaxPool2d(2)] if pool else []),  # first, because the normalization then sees a quarter of the values
         nn.BatchNorm2d(outputs),  # Ioffe and Szegedy 2015
         nn.ReLU(inplace=True),
     )

@@ -1,0 +1,57 @@
+"""Errors that a user can fix. `main` prints each in a line or two, without a traceback.
+
+UserError
+├── SettingError      an argument is outside its range
+├── ArchiveError      an MNIST archive is missing or damaged, and can't be downloaded
+├── CheckpointError   a checkpoint is missing, damaged, or can't be used here
+├── PhotoError        a photo can't be found or read, or shows no digit
+└── OutputError       a file can't be written
+"""
+
+
+class UserError(Exception):
+    """An error that the user can fix.
+
+    Args:
+        message: What was found, what was expected, and what to do.
+        argument: The name of the argument that was wrong. The command line knows its flag.
+    """
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+class SettingError(UserError, ValueError):
+    """An argument is outside its range.
+
+    Args:
+        argument: The name of the argument.
+        value: The value that was given.
+        expected: Which values it accepts.
+    """
+
+    def __init__(self, argument: str, value: object, expected: str) -> None:
+        super().__init__(f"{argument} is {value}; expected {expected}", argument)
+
+
+class ArchiveError(UserError):
+    """An MNIST archive is missing or damaged, and can't be downloaded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "root")
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or can't be used here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "checkpoint")
+
+
+class PhotoError(UserError):
+    """A photo can't be found or read, or shows no digit."""
+
+
+class OutputError(UserError):
+    """A file can't be written."""
