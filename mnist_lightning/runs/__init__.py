@@ -1,1 +1,1 @@
-"""What a run keeps, and how it goes on."""
+"""What a run keeps, and how it continues."""

@@ -1,4 +1,4 @@
-"""`Pictures`: what TensorBoard shows of a run beside its curves."""
+"""`Figures`: what TensorBoard shows of a run beside its curves."""
 
 import copy
 import math
@@ -16,26 +16,26 @@ from mnist_lightning.classifier import Batch, DigitClassifier
 from mnist_lightning.runs.logger import RunLogger
 
 SHOWN = 144  # images of the first batch, at most
-WORST = 15  # mistakes
+WORST = 15  # mistakes, at most
 
-# Drawn with Pillow, which torchvision brings along: Matplotlib takes 0.5 s to import and 0.1 s for each matrix.
+# Pillow draws the figures. Matplotlib would take 0.5 s to import, and 0.1 s for each matrix.
 INK, PAPER, RIGHT, WRONG = (33, 33, 33), (255, 255, 255), (66, 133, 244), (219, 68, 55)
 
 
-class Pictures(Callback):
-    """Draws the network's graph, the first batch, the first layer's filters, and what is mistaken for what.
+class Figures(Callback):
+    """Draws the network's graph, the first batch, the filters of the first layer, the confusion matrix and mistakes.
 
-    Draws no random numbers: a run is the same to the bit with and without it.
+    It uses no random numbers, so a run with figures equals a run without them, bit for bit.
 
     Args:
-        logger: draws them.
+        logger: Receives the figures.
     """
 
     def __init__(self, logger: RunLogger) -> None:
         self.logger = logger
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Draw the first batch as the network receives it, and the network's graph."""
+        """Draw the first batch as the network receives it, and the graph of the network."""
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
         images, labels = batch[0][:SHOWN], batch[1][:SHOWN]
@@ -43,10 +43,10 @@ class Pictures(Callback):
             {"first_batch": tiles(images[:, 0], [str(label) for label in labels.tolist()], columns=12)}, 0
         )
         try:
-            network = copy.deepcopy(cast(DigitClassifier, pl_module).network).eval()  # the run's own stays as it is
+            network = copy.deepcopy(cast(DigitClassifier, pl_module).network).eval()  # leaves the trained one unchanged
             self.logger.experiment.add_graph(network, images[:1])
-        except Exception as error:  # a network that can't be copied or traced can be trained all the same
-            rank_zero_warn(f"TensorBoard will not show the network's graph: {error}")
+        except Exception as error:  # a network that can't be copied or traced can still be trained
+            rank_zero_warn(f"TensorBoard will not show the graph of the network: {error}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the filters of the first convolution, if there is one."""
@@ -59,7 +59,7 @@ class Pictures(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device
         self.confusion = MulticlassConfusionMatrix(num_classes=10, validate_args=False).to(device)
-        # As many on each process, so that they can be gathered. What is left at 0 is no mistake.
+        # Each process keeps equally many mistakes, so that `all_gather` works. Confidence 0 means no mistake.
         self.confidences = torch.zeros(WORST, device=device)
         self.images = torch.zeros(WORST, 28, 28, device=device)
         self.labels, self.digits = torch.zeros(2, WORST, dtype=torch.int64, device=device)
@@ -83,7 +83,7 @@ class Pictures(Callback):
         self.digits = torch.cat([self.digits, digits])[worst]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what was mistaken for what, the worst mistakes, and the accuracy of each digit; of all processes."""
+        """Draw the confusion matrix, the worst mistakes, and the accuracy of each digit, over all processes."""
 
         def gather(own: Tensor) -> Tensor:
             return cast(Tensor, pl_module.all_gather(own)).reshape(-1, *own.shape[1:]).cpu()
@@ -112,18 +112,18 @@ class Pictures(Callback):
 
 
 def last_step(trainer: Trainer) -> int:
-    """Return the step that was last made, counted from 0, as Lightning counts those of the curves."""
+    """Return the number of the last step, counted from 0 as in the curves."""
     return max(0, trainer.global_step - 1)
 
 
 def tiles(images: Tensor, captions: list[str], columns: int, enlarged: int = 3) -> Tensor:
-    """Draw images beside one another, each with what is said of it below.
+    """Draw images in a grid, each with a caption below.
 
     Args:
-        images: float `(N, H, W)`; black is the least value of all, white the largest.
-        captions: one for each, all of as many lines, or none.
-        columns: images in a row.
-        enlarged: pixels along each axis to one of an image.
+        images: float `(N, H, W)`. The smallest value is black, the largest is white.
+        captions: One for each image, all with the same number of lines. An empty list draws none.
+        columns: Images in a row.
+        enlarged: How many times larger each image is drawn.
 
     Returns:
         uint8 `(1, height, width)`.
@@ -133,29 +133,29 @@ def tiles(images: Tensor, captions: list[str], columns: int, enlarged: int = 3) 
     height, width = (enlarged * size for size in pixels.shape[1:])
     below = 20 + 16 * captions[0].count("\n") if captions else 0
     rows = math.ceil(len(pixels) / columns)
-    picture = Image.new("L", (columns * (width + 4) + 4, rows * (height + below + 4) + 4), 255)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    figure = Image.new("L", (columns * (width + 4) + 4, rows * (height + below + 4) + 4), 255)
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(13)
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         x, y = 4 + column * (width + 4), 4 + row * (height + below + 4)
-        picture.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        figure.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
         if captions:
             draw.text((x + width / 2, y + height), captions[index], 0, font, anchor="ma", align="center", spacing=2)
-    return pil_to_tensor(picture)
+    return pil_to_tensor(figure)
 
 
 def matrix(counts: Tensor) -> Tensor:
-    """Draw a confusion matrix, with the share that was read right at the end of each row.
+    """Draw a confusion matrix. Each row ends with the share of right answers.
 
     Args:
-        counts: int64 `(10, 10)`, a row for each label and a column for each answer.
+        counts: int64 `(10, 10)`, one row for each label and one column for each answer.
 
     Returns:
         uint8 `(3, height, width)`.
     """
     cell, left, top = 40, 56, 56
-    picture = Image.new("RGB", (left + 11 * cell + 24, top + 10 * cell + 8), PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    figure = Image.new("RGB", (left + 11 * cell + 24, top + 10 * cell + 8), PAPER)
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(14)
     draw.text((left + 5 * cell, 16), "answer", INK, font, anchor="mm")
     draw.text((left + 10.7 * cell, 40), "right", INK, font, anchor="mm")
     draw.text((8, top - 16), "label", INK, font, anchor="lm")
@@ -167,7 +167,7 @@ def matrix(counts: Tensor) -> Tensor:
         for answer, count in enumerate(row):
             x = left + answer * cell
             share = count / max(1, totals[label])
-            # A mistake in a hundred shows, too.
+            # The square root makes one mistake in a hundred visible.
             strength, colour = (0.75 * share, RIGHT) if answer == label else (min(1, 4 * share**0.5), WRONG)
             fill = tuple(round(255 + (hue - 255) * strength) for hue in colour)
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill if count else (245, 245, 245))
@@ -175,4 +175,4 @@ def matrix(counts: Tensor) -> Tensor:
                 draw.text((x + cell / 2 - 1, y + cell / 2 - 1), str(count), INK, font, anchor="mm")
         right = f"{row[label] / totals[label]:.1%}" if totals[label] else ""
         draw.text((left + 10.7 * cell, y + cell / 2 - 1), right, INK, font, anchor="mm")
-    return pil_to_tensor(picture)
+    return pil_to_tensor(figure)

@@ -1,45 +1,46 @@
-"""Run folders: `lightning_logs/version_N`, each with all that a run left behind."""
+"""Run folders: `lightning_logs/version_N`, each with everything that one run has written."""
 
+import json
+import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mnist_lightning.errors import CheckpointError, UserError
 
 
-class NoCheckpointError(Exception):
-    """No run has the checkpoint that was asked for."""
+def find_checkpoint(name: str | Path, logs: Path, prefer: str = "best") -> Path:
+    """Return the checkpoint file that a name stands for.
 
-
-def find_checkpoint(name: str, logs: Path) -> Path:
-    """Return the checkpoint `best` or `last` of the newest run that has one.
-
-    Lightning's own `last` looks only in the folder of the run that is about to start, finds nothing there, and
-    trains from scratch or tests random weights (PL#18524); its `best` is forgotten with the process (PL#17312).
+    Lightning's own `last` looks only in the folder of the new run, finds nothing, and trains from scratch or tests
+    random weights (PL#18524). Its own `best` is lost when the process ends (PL#17312).
 
     Args:
-        name: `best` or `last`.
-        logs: the folder of the runs.
+        name: `best` or `last` for the newest run that has one, a run folder, `version_N`, or a file.
+        logs: The folder of the runs.
+        prefer: `best` or `last`. Which checkpoint of a run folder counts.
 
     Raises:
-        NoCheckpointError: no run has one.
+        CheckpointError: There is no such checkpoint.
     """
-    for run in reversed(list_runs(logs)):
-        checkpoint = run / "checkpoints" / f"{name}.ckpt"
-        if checkpoint.is_file():
-            return checkpoint
-    raise NoCheckpointError(f"no run in {logs} has a checkpoints/{name}.ckpt; train one first with `fit`")
-
-
-def checkpoint_at(path: Path) -> Path:
-    """Return the best checkpoint of a run folder, or the checkpoint itself that a path names.
-
-    Raises:
-        NoCheckpointError: there is none.
-    """
-    checkpoint = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if name in ("best", "last"):
+        for run in reversed(list_runs(logs)):
+            checkpoint = run / "checkpoints" / f"{name}.ckpt"
+            if checkpoint.is_file():
+                return checkpoint
+        raise CheckpointError(f"no run in {logs} has a checkpoints/{name}.ckpt; train one first with `fit`")
+    if not str(name):
+        raise CheckpointError("the name of the checkpoint is empty; expected best, last, a run folder or a file")
+    path = Path(name)
+    if re.fullmatch(r"version_\d+", str(name)) and not path.exists():
+        path = logs / path
+    if not os.path.isdir(path):  # unlike `path.is_dir()`, it takes a name of any length
+        return path  # `checkpoint.read` reports what is wrong with it
+    checkpoint = path / "checkpoints" / f"{prefer}.ckpt"
     if not checkpoint.is_file():
-        raise NoCheckpointError(
-            f"{checkpoint} does not exist; expected a run folder with checkpoints/best.ckpt, or a checkpoint file"
-        )
+        raise CheckpointError(f"{path} has no checkpoints/{prefer}.ckpt; expected the folder of a run that has one")
     return checkpoint
 
 
@@ -50,13 +51,13 @@ def list_runs(logs: Path) -> list[Path]:
 
 
 def version(run: Path) -> int | str:
-    """Return the N of a folder `version_N`, or the name of one that is called otherwise."""
+    """Return the N of a folder `version_N`, and the name of any other folder."""
     match = re.fullmatch(r"version_(\d+)", run.name)
     return int(match[1]) if match else run.name
 
 
 def create_run(logs: Path) -> int:
-    """Make the folder of a new run, and return its number. Runs that start at once each get their own."""
+    """Make the folder of a new run, and return its number. Runs that start at the same time get different numbers."""
     while True:
         number = max((int(version(run)) for run in list_runs(logs)), default=-1) + 1
         try:
@@ -67,7 +68,7 @@ def create_run(logs: Path) -> int:
 
 
 def configurations(run: Path) -> list[Path]:
-    """Return what a run was configured with, first to newest: `config.yaml`, and `config_2.yaml` ... if it went on."""
+    """Return the configurations of a run, oldest first: `config.yaml`, then `config_2.yaml` and so on."""
     first = [path for path in [run / "config.yaml"] if path.is_file()]
     later = {
         int(match[1]): path for path in run.glob("config_*.yaml") if (match := re.fullmatch(r"config_(\d+)", path.stem))
@@ -76,7 +77,7 @@ def configurations(run: Path) -> list[Path]:
 
 
 def next_configuration(run: Path) -> Path:
-    """Return where the next configuration of a run is to be written."""
+    """Return the path of the next configuration of a run."""
     paths = configurations(run)
     if not paths:
         return run / "config.yaml"
@@ -84,16 +85,48 @@ def next_configuration(run: Path) -> Path:
     return run / f"config_{int(newest) + 1}.yaml"
 
 
-def next_best(checkpoint: Path, logs: Path) -> Iterator[Path]:
-    """Yield what could be used in place of a checkpoint: the newest ones of its run, then those of the newest runs."""
-    run = of_checkpoint(checkpoint)
-    others = [other for other in reversed(list_runs(logs)) if run is None or not other.samefile(run)]
-    for folder in [run, *others] if run else others:
-        found = [path for path in folder.glob("checkpoints/*.ckpt") if path.is_file() and not path.samefile(checkpoint)]
-        yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def of_checkpoint(checkpoint: Path) -> Path | None:
+def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, or None if it lies in none."""
     folder = checkpoint.resolve().parent
     return folder.parent if folder.name == "checkpoints" and configurations(folder.parent) else None
+
+
+def status_file(run: Path) -> Path:
+    """Return the file that says how far a run has come."""
+    return run / "status.json"
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Return how far a run has come, as `RunRecorder` wrote it. Empty if there is no such file."""
+    try:
+        status = json.loads(status_file(run).read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def lock(run: Path) -> FileLock:
+    """Reserve a run for this process, so that no other process trains it. The system releases the lock after a kill.
+
+    Raises:
+        UserError: Another process trains the run.
+    """
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        status = read_status(run)
+        process = f"process {status.get('process', '?')} on {status.get('host', 'another host')}"
+        raise UserError(f"{run} is being trained by {process}; stop that process first, or start a new run") from None
+    return lock
+
+
+def is_running(run: Path) -> bool:
+    """Return whether a process trains a run."""
+    if not (run / ".lock").exists():
+        return False
+    try:
+        lock(run).release()
+    except UserError:
+        return True
+    return False

@@ -1,32 +1,43 @@
-"""`RunRecorder`: what a run records of its making."""
+"""`RunRecorder`: writes down how a run was configured, and how far it has come."""
 
+import datetime
+import json
+import os
 import shutil
+import socket
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mnist_lightning.files import written_whole
-from mnist_lightning.runs.folders import next_configuration
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.files import remove_partial, written_whole
+from mnist_lightning.runs.folders import next_configuration, read_status, status_file
 from mnist_lightning.runs.logger import RunLogger
+
+SHOWN = ("model.", "data.", "seed_everything", "trainer.max_epochs")  # settings in TensorBoard's HPARAMS tab
 
 
 class RunRecorder(SaveConfigCallback):
-    """Writes a run's configuration, `config.yaml` in its folder, and TensorBoard's HPARAMS tab.
+    """Writes `config.yaml` and `status.json` to the run folder, and the settings to TensorBoard's HPARAMS tab.
 
-    A run that goes on adds a `config_2.yaml` and so on, where Lightning would fail, or overwrite the first. One that
-    goes back, to another checkpoint than its last, keeps that as `last_2.ckpt`.
+    If a run continues, its configuration becomes `config_2.yaml` and so on. Lightning would refuse to continue, or
+    overwrite `config.yaml`. If a run continues from another checkpoint, `last.ckpt` is kept as `last_2.ckpt`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write nothing yet: what the run goes on from may turn out not to fit. `test` writes nothing at all."""
+        """Write nothing yet: the checkpoint may not fit, and `test` writes no configuration."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.logger or not trainer.log_dir:
             return
-        path = next_configuration(Path(trainer.log_dir))
-        # Lightning writes on the first process alone. A kill must not leave a part of what the run would go on with.
+        run = Path(trainer.log_dir)  # the same on all processes
+        if trainer.is_global_zero:
+            remove_partial(run)
+        path = next_configuration(run)
+        # Lightning writes on rank 0 alone. A kill must not leave half a configuration, which a resume would use.
         with written_whole(path) if trainer.is_global_zero else nullcontext(path) as partial:
             self.config_filename, self.overwrite = partial.name, True
             super().setup(trainer, pl_module, "fit")
@@ -37,11 +48,31 @@ class RunRecorder(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, RunLogger):
-            chosen = ("model.", "data.", "seed_everything", "trainer.max_epochs")
             trainer.logger.log_settings(
                 {
                     key: value if isinstance(value, bool | int | float) else str(value)
                     for key, value in self.config.items()
-                    if key.startswith(chosen) and key not in ("data.root", "data.images")
+                    if key.startswith(SHOWN) and key != "data.root"
                 }
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network = cast(DigitClassifier, pl_module).network
+        process = {"process": os.getpid(), "host": socket.gethostname()}
+        self._update(trainer, network=type(network).__name__, epochs=trainer.current_epoch, **process)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best = getattr(trainer.checkpoint_callback, "best_score", None)
+        self._update(trainer, epochs=trainer.current_epoch + 1, best_val_acc=best)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(trainer, test_acc=trainer.callback_metrics["test/acc"].item())
+
+    def _update(self, trainer: Trainer, **values: object) -> None:
+        """Write values to `status.json`, which `runs` reads without importing torch."""
+        if not trainer.is_global_zero or not isinstance(trainer.logger, RunLogger):
+            return
+        run = Path(trainer.logger.log_dir)
+        started = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
+        with written_whole(status_file(run)) as partial:
+            partial.write_text(json.dumps({"started": started} | read_status(run) | values, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""How a run is told to stop: SIGTERM, which launchers and clusters send, and SIGINT, which Ctrl-C sends."""
+"""Signals that stop a run: SIGTERM, which clusters send, and SIGINT, which Ctrl-C sends."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -11,20 +11,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let a function handle the signals, and in the end those that did before."""
+    """Handle the signals with a function, and restore the previous handlers at the end."""
     previous = {signum: signal.signal(signum, handler) for signum in SIGNALS}
     try:
         yield
     finally:
-        for signum, handler_before in previous.items():
-            signal.signal(signum, handler_before)
+        for signum, previous_handler in previous.items():
+            signal.signal(signum, previous_handler)
 
 
 @contextmanager
 def exit_at_once() -> Iterator[None]:
-    """Let a signal end the process with the exit code that a shell gives for it, 130 or 143.
+    """End the process at a signal, with the exit code that shells use: 130 or 143.
 
-    Python prints a traceback for Ctrl-C, and Lightning exits with 1.
+    Python would print a traceback for Ctrl-C, and Lightning would exit with 1.
     """
 
     def leave(signum: int, frame: FrameType | None) -> None:
@@ -35,12 +35,12 @@ def exit_at_once() -> Iterator[None]:
 
 
 class Stopped(SystemExit):
-    """A run that was told to stop has saved itself. The exit code is the shell's for the signal, 130 or 143.
+    """A signal stopped a run, and the run is saved. The exit code is the one that shells use: 130 or 143.
 
     Args:
-        signum: the signal.
-        checkpoint: what was saved.
-        code: the exit code, where it is another.
+        signum: The signal.
+        checkpoint: The file that the run was saved to.
+        code: Replaces that exit code.
     """
 
     def __init__(self, signum: int, checkpoint: Path, code: int | None = None) -> None:
@@ -50,25 +50,25 @@ class Stopped(SystemExit):
 
 
 class StopSignal:
-    """Notes the first signal, so that the step at hand can end. The second one ends the process at once.
+    """Remembers the first signal, so that the current step can finish. A second signal ends the process at once.
 
-    Lightning's own handling exits with 0 (PL#19916), raises Ctrl-C in the middle of a step, and hangs when one of
-    several processes is told to stop (PL#20806).
+    Lightning's own handlers exit with 0 (PL#19916), raise Ctrl-C in the middle of a step, and hang when one of
+    several processes receives the signal (PL#20806).
 
     Attributes:
-        received: the number of the signal, 0 before there is one.
+        received: The number of the signal, 0 before there is one.
     """
 
     def __init__(self) -> None:
         self.received = 0
 
     def watch(self) -> None:
-        """Take the place of Lightning's handlers, which it sets last before it trains and takes away in the end."""
+        """Replace Lightning's handlers. Lightning sets them just before training, and removes them at the end."""
         for signum in SIGNALS:
             signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         for each in SIGNALS:
-            # Not a handler of ours: while a process waits for another one, Python runs none.
+            # The system's handler: Python's do not run while this process waits for another process.
             signal.signal(each, signal.SIG_DFL)

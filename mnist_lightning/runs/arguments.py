@@ -1,0 +1,134 @@
+"""`RunParser`: the flags of `fit`, `validate` and `test`, with a help and with errors that a person can read."""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mnist_lightning.console import usage_error
+
+OPTIMIZER = "--model.optimizer.lr"  # an argument of the optimizer's class: jsonargparse does not list them
+WIDTH = 100  # columns of the help
+INDENT = 34
+HELP = {"-h", "--help", "--help_all"}
+
+DESCRIPTIONS = {
+    "fit": "Train a network on MNIST, or continue a run. `--model.optimizer.lr 0.1` sets an argument of the optimizer. "
+    "Flags of a network, a schedule or a callback have the same form.",
+    "validate": "Measure a checkpoint on the validation images of its run.",
+    "test": "Measure a checkpoint on the 10,000 test images, and add the result to its run.",
+}
+CKPT_PATH = {
+    "fit": "The checkpoint to continue from: best, last, a run folder, version_N or a file.",
+    "validate": "The checkpoint to measure: best, last, a run folder, version_N or a file (default: best).",
+    "test": "The checkpoint to measure: best, last, a run folder, version_N or a file (default: best).",
+}
+
+OWNERS = {
+    "model": "DigitClassifier",
+    "data": "MNISTDataModule",
+    "data.distortion": "Distortion",
+    "trainer": "Lightning's Trainer, a selection",
+}
+# Help texts for flags of Lightning.
+WORDS = {
+    "config": "A YAML file with settings. Later flags and files win over earlier ones.",
+    "seed_everything": "The seed of the order of the images, and of all random numbers.",
+    "trainer.default_root_dir": "The folder in which `lightning_logs` is made.",
+    "trainer.fast_dev_run": "Run only this number of batches of each split, to find bugs.",
+    "trainer.limit_train_batches": "Training batches in an epoch: a number, or a share in 0.0..1.0.",
+    "trainer.limit_val_batches": "Validation batches: a number, or a share in 0.0..1.0.",
+    "trainer.limit_test_batches": "Test batches: a number, or a share in 0.0..1.0.",
+    "trainer.max_steps": "Training steps after which `fit` stops, -1 for no limit.",
+}
+_OURS = "config ckpt_path data.root data.batch_size"
+_TRAINER = "accelerator devices strategy precision callbacks logger profiler default_root_dir"
+# The flags that `--help` lists, below headings.
+SHOWN = {
+    "fit": {
+        "This program": "config ckpt_path seed_everything checkpoint.every_n_steps figures",
+        "model": "network optimizer lr_scheduler lr_interval",
+        "data": "root batch_size val_size mean std fade",
+        "data.distortion": "rotation scale shear translation elastic",
+        "trainer": f"max_epochs max_steps max_time {_TRAINER} gradient_clip_val accumulate_grad_batches "
+        "limit_train_batches val_check_interval fast_dev_run",
+    },
+    "validate": {"This program": _OURS, "trainer": f"{_TRAINER} limit_val_batches"},
+    "test": {"This program": f"{_OURS} figures", "trainer": f"{_TRAINER} limit_test_batches"},
+}
+
+
+class RunParser(LightningArgumentParser):
+    """Makes flags from the signatures of classes, as LightningCLI does.
+
+    Attributes:
+        shown: The flags that `--help` lists, by group. `--help_all` lists all, with every class that can be named.
+    """
+
+    shown: Mapping[str, str] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with a line that names the flag, what was found, and what was expected.
+
+        jsonargparse would print the whole usage, and one line for each alternative of a type.
+        """
+        if not self.exit_on_error:  # an inner parser: its message becomes part of a longer one
+            super().error(message, ex)
+        message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
+        message = re.sub(
+            r"Group '(.+?)' does not accept option '(.+?)'", r"--config has an unknown key: --\1.\2", message
+        )
+        message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
+        message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
+        message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
+        noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
+        lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
+        message = " ".join(line for line in lines if not re.match(noise, line))
+        self.exit(2, usage_error(self.prog, message, [*self._flags(), OPTIMIZER]))
+
+    def format_help(self, formatter: Any = None) -> str:
+        """Return a help of the flags that people use. jsonargparse's has more than a thousand lines (PL#20591)."""
+        actions = {action.dest: action for action in self._actions}
+        lines = [f"usage: {self.prog} [FLAGS]", "", *textwrap.wrap(self.description or "", WIDTH), ""]
+        for group, names in self.shown.items():
+            lines += [f"{group}:"] if " " in group else [f"{group}: arguments of {OWNERS[group]}"]
+            for name in names.split():
+                lines += _described(actions[name if " " in group else f"{group}.{name}"])
+            lines.append("")
+        return "\n".join([*lines, f"All flags: {self.prog} --help_all", ""])
+
+    def format_help_all(self) -> str:
+        """Return jsonargparse's own help."""
+        return super().format_help()
+
+    def _flags(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
+class HelpAll(argparse.Action):
+    """Prints the help of all flags."""
+
+    def __init__(self, option_strings: list[str], **_: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help="Show all flags.")
+
+    def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
+        print(parser.format_help_all())
+        parser.exit()
+
+
+def _described(action: argparse.Action) -> list[str]:
+    """Return the lines of a flag: its name, the first sentence of its help, and its default."""
+    flag = next(option for option in action.option_strings if option.startswith("--") and not option.endswith("+"))
+    text = " ".join(WORDS.get(action.dest, str(action.help)).replace("``", "").split())
+    text = re.sub(r" \([^()]*\d{4}\)", "", text)  # references to papers
+    sentence = re.match(r".*?\.(?=\s|$)|.*", text)[0]  # type: ignore[index]
+    if isinstance(action.default, bool | int | float | str) and action.default != argparse.SUPPRESS:
+        default = str(action.default).lower() if isinstance(action.default, bool) else action.default
+        sentence = f"{sentence.removesuffix('.')} (default: {default})."
+    first, rest = f"  {flag} ".ljust(INDENT), " " * INDENT
+    if len(first) > INDENT:
+        return [first.rstrip(), *textwrap.wrap(sentence, WIDTH, initial_indent=rest, subsequent_indent=rest)]
+    return textwrap.wrap(sentence, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,0 +1,190 @@
+"""`RunCLI`: LightningCLI for `fit`, `validate` and `test`, with runs as folders."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
+
+import mnist_lightning.networks  # noqa: F401  jsonargparse then knows the networks by their short names
+from mnist_lightning import checkpoint
+from mnist_lightning.checkpoint import INSTANTIATOR
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.console import program
+from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
+from mnist_lightning.runs import folders
+from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, SHOWN, HelpAll, RunParser
+from mnist_lightning.runs.calibrator import Calibrator
+from mnist_lightning.runs.figures import Figures
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.progress import Bar, EpochLines, NetworkSummary
+from mnist_lightning.runs.recorder import RunRecorder
+from mnist_lightning.runs.resume import ExactResume
+from mnist_lightning.runs.saving import CheckpointWriter, DurableCheckpointIO
+from mnist_lightning.runs.start import Start, asked_for
+
+
+class RunCLI(LightningCLI):
+    """Builds the data, the classifier and the trainer of one verb from its arguments.
+
+    LightningCLI's own subcommands would offer flags that Lightning ignores, and build the parsers of all verbs.
+
+    Args:
+        verb: `fit`, `validate` or `test`.
+        args: The arguments after the verb.
+
+    Attributes:
+        start: The checkpoint to start from, None for a new run.
+    """
+
+    def __init__(self, verb: str, args: list[str]) -> None:
+        self.verb = verb
+        self.start: Start | None = None
+        super().__init__(
+            DigitClassifier,
+            MNISTDataModule,
+            save_config_callback=RunRecorder,
+            # A sanity check would find what the first validation finds a few seconds later.
+            trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0},
+            seed_everything_default=DEFAULT_SEED,
+            parser_class=RunParser,
+            parser_kwargs={"prog": f"{program()} {verb}", "description": DESCRIPTIONS[verb], "allow_abbrev": False},
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,  # DigitClassifier knows the number of steps, LightningCLI does not
+            load_from_checkpoint_support=False,  # `instantiate_classes` stores the settings
+        )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of the trainer's methods: the checkpoint, read safely."""
+        return {"ckpt_path": self.start.path if self.start else None, "weights_only": True}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"model.network": {"class_path": "mnist_lightning.networks.LeNet"}})
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH[self.verb])
+        parser.add_class_arguments(CheckpointWriter, "checkpoint")
+        parser.add_argument("--figures", type=bool, default=True, help="Whether TensorBoard also shows figures.")
+        parser.add_argument("--help_all", action=HelpAll)
+        parser.shown = SHOWN[self.verb]  # type: ignore[attr-defined]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse once. What was typed replaces settings of the checkpoint.
+
+        LightningCLI would let the checkpoint win over the command line (PL#20801).
+        """
+        name, root = asked_for(args)
+        self.logs = Path(root or "", "lightning_logs")
+        if self.verb == "fit" and name:
+            self.start = Start.find(name, self.logs, prefer="last")
+            args = ["--config", self.start.configuration_of_run(), *args]
+        elif self.verb != "fit" and not HELP & {*args}:
+            self.start = Start.find(name or "best", self.logs, prefer="best")  # never random weights
+            args = ["--config", self.start.settings(), *args]
+        self.config = parser.parse_args(args)
+        seed = self.config.seed_everything
+        if self.verb == "fit" and self.start and self.start.seed not in (None, seed):
+            parser.error(f"--seed_everything is {seed}; expected {self.start.seed}, the seed of the run")
+        self.config.ckpt_path = None  # is not recorded: a repeated run starts from the beginning
+
+    def instantiate_classes(self) -> None:
+        settings = self.config.model.as_dict()
+        checkpoint.check_settings(settings)
+        try:
+            super().instantiate_classes()
+        except ImportError as error:  # a logger that is not installed
+            self.parser.error(f"{error}".strip().splitlines()[-1].strip())
+        try:
+            self.model.optimizer(self.model.parameters())  # finds wrong settings before anything is written
+        except (TypeError, ValueError) as error:
+            self.parser.error(f"--model.optimizer: {error}")
+        # Plain data, from which `load_from_checkpoint` builds the same objects.
+        self.model.save_hyperparameters({**settings, "_instantiator": INSTANTIATOR})
+        data = {key: value for key, value in self.config.data.as_dict().items() if key != "root"}
+        self.datamodule.save_hyperparameters({**data, "_instantiator": INSTANTIATOR})
+        if self.start:
+            checkpoint.load_weights(self.model, self.start.content["state_dict"], self.start.path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with the callbacks and the logger of a run unless the user has others."""
+        config = self.config_init.trainer
+        if config.accelerator in ("gpu", "cuda", "mps") and not torch.accelerator.is_available():
+            self.parser.error(
+                f"--trainer.accelerator is {config.accelerator}, but torch finds none here; expected cpu or auto"
+            )
+        if config.barebones:  # Lightning then refuses loggers, bars and checkpoints
+            return super().instantiate_trainer(**kwargs)
+        val_size, limit = self.datamodule.val_size, config.limit_val_batches
+        if not val_size or limit == 0:
+            if self.verb == "validate":
+                self.parser.error(
+                    f"there are no validation images: --data.val_size is {val_size}, "
+                    f"and --trainer.limit_val_batches is {limit}"
+                )
+            kwargs["limit_val_batches"] = 0
+        kwargs["enable_model_summary"] = False  # `NetworkSummary` takes its place
+        if config.logger in (None, True):
+            # `validate` draws nothing: the curves of the run already have this result.
+            kwargs["logger"] = False if self.verb == "validate" else self._run_logger()
+        callbacks = self._callbacks(kwargs.get("logger", config.logger))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in _as_list(config.plugins)):
+            kwargs["plugins"] = [*_as_list(config.plugins), DurableCheckpointIO()]
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            self.parser.error(f"--trainer: {error}")
+        # `CheckpointWriter` must come first, and Lightning puts it last. At the end of training, weight averaging
+        # replaces the weights by their average, and a run can't continue from an average.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, CheckpointWriter))  # type: ignore[attr-defined]
+        return trainer
+
+    def _callbacks(self, logger: Any) -> list[Callback]:
+        """Return the user's callbacks, and ours that the user does not replace."""
+        config, callbacks = self.config_init.trainer, _as_list(self.config_init.trainer.callbacks)
+
+        def add(callback: Callback, kind: type) -> None:
+            if not any(isinstance(other, kind) for other in callbacks):
+                callbacks.append(callback)
+
+        if config.enable_progress_bar is not False:
+            add(Bar(), ProgressBar)
+        if isinstance(logger, RunLogger) and self.config_init.figures and not config.fast_dev_run:
+            add(Figures(logger), Figures)
+        if self.verb == "fit":
+            add(ExactResume(), ExactResume)
+            add(Calibrator(), Calibrator)
+            add(EpochLines(), EpochLines)
+            if config.enable_model_summary is not False:
+                add(NetworkSummary(), ModelSummary)
+            if logger is not False:
+                add(LearningRateMonitor("step"), LearningRateMonitor)
+                if config.enable_checkpointing is not False and not config.fast_dev_run:
+                    add(self.config_init.checkpoint, CheckpointWriter)
+        return callbacks
+
+    def _run_logger(self) -> RunLogger:
+        """Return the logger of a new run, of the run that continues, or of the run that is tested."""
+        run = self.start.run if self.start else None
+        folder = run or self.logs
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            flag = "--ckpt_path" if run else "--trainer.default_root_dir"
+            self.parser.error(f"{flag}: no run can be written to {folder}: {error.strerror}")
+        if not self.start or not run:
+            return RunLogger(folder)
+        steps_done = self.start.content["global_step"]
+        # Steps are counted from 0, as in the curves.
+        steps = {"first_step": steps_done} if self.verb == "fit" else {"test_step": max(0, steps_done - 1)}
+        return RunLogger(run.parent, folders.version(run), **steps)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return an argument of the trainer as a list. It may be None, one object or a list."""
+    return value.copy() if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,122 @@
+"""Where a run starts: the checkpoint that was asked for, and the configuration that comes with it."""
+
+import argparse
+import json
+import shlex
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from mnist_lightning import checkpoint
+from mnist_lightning.augmentation import Distortion
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.console import program
+from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
+from mnist_lightning.errors import CheckpointError
+from mnist_lightning.runs import folders, resume
+
+
+class Start(NamedTuple):
+    """A checkpoint that a verb starts from.
+
+    Attributes:
+        path: The file.
+        content: What it holds.
+        run: The run folder of the file, None if it lies in none.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    run: Path | None
+
+    @classmethod
+    def find(cls, name: str, logs: Path, prefer: str) -> Self:
+        """Find and read a checkpoint. The arguments and errors are those of `find_checkpoint`."""
+        path = folders.find_checkpoint(name, logs, prefer)
+        return cls(path, checkpoint.read(path), folders.run_of(path))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the run began with, None if the checkpoint does not say."""
+        return self.content.get(resume.KEY, {}).get("seed")
+
+    def configuration_of_run(self) -> str:
+        """Return the newest configuration file of the run. Outside a run, return the settings.
+
+        Raises:
+            CheckpointError: The file can't be read.
+        """
+        settings = self.settings()
+        if not self.run:
+            return settings
+        path = folders.configurations(self.run)[-1]
+        try:
+            readable = isinstance(yaml.safe_load(path.read_text()), dict)
+        except (OSError, ValueError, yaml.YAMLError):
+            readable = False
+        if not readable:
+            raise CheckpointError(
+                f"{path}, the newest configuration of the run, can't be read. Remove it to use the previous one, "
+                "or copy the checkpoint out of the run folder to start a new run"
+            )
+        return str(path)
+
+    def settings(self) -> str:
+        """Return the settings in the checkpoint, as JSON.
+
+        Raises:
+            CheckpointError: This program does not know the settings.
+        """
+        data = self.content.get("datamodule_hyper_parameters", {})
+        groups = {"model": checkpoint.settings_of(self.content, self.path), "data": data}
+        for (name, settings), kind in zip(groups.items(), (DigitClassifier, MNISTDataModule), strict=True):
+            groups[name] = {key: value for key, value in settings.items() if not key.startswith("_")}
+            unknown = groups[name].keys() - signature(kind).parameters
+            if name == "data":  # a name such as `class_path` would make jsonargparse import a module
+                unknown |= {*data.get("distortion", {})} - signature(Distortion).parameters.keys()
+            if unknown:
+                names = ", ".join(sorted(unknown))
+                raise CheckpointError(f"{self.path} is of another program or version: unknown settings {names}")
+        return json.dumps({**groups, "seed_everything": DEFAULT_SEED if self.seed is None else self.seed})
+
+    def check_limit(self, name: str, limit: int) -> None:
+        """Refuse a finished run. Lightning would leave an empty run folder, and exit with 0.
+
+        Args:
+            name: `max_epochs` or `max_steps`.
+            limit: Its value in the trainer, -1 for none.
+
+        Raises:
+            CheckpointError: The run is finished, or the checkpoint holds only weights.
+        """
+        if not self.content.keys() >= {"loops", "optimizer_states", "lr_schedulers", "global_step"}:
+            raise CheckpointError(f"{self.path} holds only weights; expected a checkpoint of `fit`")
+        done = resume.epochs_done(self.content) if name == "max_epochs" else self.content["global_step"]
+        if limit != -1 and done >= limit:
+            raise CheckpointError(
+                f"{self.path} belongs to a finished run: {name} is {limit}.\n"
+                f"To continue: {program()} fit --ckpt_path {shlex.quote(str(self.path))} --trainer.{name} {2 * done}"
+            )
+
+
+def asked_for(args: list[str]) -> tuple[str | None, str | None]:
+    """Return `--ckpt_path` and `--trainer.default_root_dir`, typed or in a YAML file, before the real parse.
+
+    The checkpoint decides which configuration comes first in that parse.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("-c", "--config", action="append", nargs="?", default=[])
+    first.add_argument("--ckpt_path", nargs="?")
+    first.add_argument("--trainer.default_root_dir", nargs="?", dest="root")
+    typed = first.parse_known_args(args)[0]
+    name, root = typed.ckpt_path, typed.root
+    for config in reversed(typed.config):
+        try:
+            settings = yaml.safe_load(Path(config).read_text())
+            name = name or settings.get("ckpt_path")
+            root = root or (settings.get("trainer") or {}).get("default_root_dir")
+        except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError):
+            continue  # the real parse says what is wrong
+    return name, root

@@ -1,0 +1,91 @@
+"""The verbs `fit`, `validate` and `test`."""
+
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+
+from mnist_lightning.console import is_full_disk, program, silence
+from mnist_lightning.errors import OutputError, UserError
+from mnist_lightning.runs.cli import RunCLI
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.saving import CheckpointWriter
+from mnist_lightning.runs.signals import Stopped
+
+
+def fit(args: list[str]) -> None:
+    """Train a network, and print what to type next."""
+    silence()
+    cli = RunCLI("fit", args)
+    if cli.start:
+        for name in ("max_epochs", "max_steps"):
+            cli.start.check_limit(name, getattr(cli.trainer, name))
+    try:
+        with errors_of_lightning():
+            cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
+    except Stopped as stopped:
+        if stopped.code:  # on rank 0: the other ranks have code 0
+            path = shlex.quote(os.path.relpath(stopped.checkpoint))
+            print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
+            print(f"Continue:   {program()} fit --ckpt_path {path}")
+        raise
+    say_what_to_do_next(cli)
+
+
+def validate(args: list[str]) -> None:
+    """Measure a checkpoint on the validation images."""
+    silence()
+    cli = RunCLI("validate", args)
+    with errors_of_lightning():
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, **cli.loading)
+
+
+def test(args: list[str]) -> None:
+    """Measure a checkpoint on the test images."""
+    silence()
+    cli = RunCLI("test", args)
+    with errors_of_lightning():
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, **cli.loading)
+
+
+@contextmanager
+def errors_of_lightning() -> Iterator[None]:
+    """Turn an error of Lightning that a user can fix into a `UserError`.
+
+    Raises:
+        UserError: Settings contradict each other, or the disk is full.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise OutputError(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}") from error
+
+
+@rank_zero_only
+def say_what_to_do_next(cli: RunCLI) -> None:
+    """Print the result of a run, and commands that use it."""
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    writer = next((callback for callback in callbacks if isinstance(callback, CheckpointWriter)), None)
+    if writer is None:
+        return
+    name = "best" if writer.path("best").exists() else "last"
+    score = "" if name == "last" or writer.best_score is None else f" with val/acc {writer.best_score:.4f}"
+    path = os.path.relpath(writer.path(name))
+    run, file = shlex.quote(os.path.dirname(os.path.dirname(path))), shlex.quote(path)
+    root = "" if cli.datamodule.root == "data" else f" --data.root {shlex.quote(cli.datamodule.root)}"
+    print(
+        f"\n{name.capitalize()} checkpoint{score}: {path}\n"
+        f"Test it:    {program()} test --ckpt_path {file}{root}\n"
+        f"Use it:     {program()} predict digit.png --ckpt_path {file}\n"
+        f"Continue:   {program()} fit --ckpt_path {run} --trainer.max_epochs {2 * cli.trainer.current_epoch}{root}"
+    )
+    if isinstance(cli.trainer.logger, RunLogger):
+        print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(cli.trainer.logger.root_dir))}")
