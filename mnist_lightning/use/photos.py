@@ -1,10 +1,7 @@
-"""A person's picture of a digit, made into an image as those of MNIST were (LeCun et al. 1998)."""
+"""Turns a photo of a digit into an image like those of MNIST (LeCun et al. 1998)."""
 
-import glob
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,144 +10,85 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-SIZE = 28  # pixels of an image, along each axis
-BOX = 20  # pixels of a digit's longest side
-CENTRE = 14  # the pixel, along each axis, where its centre of mass comes to lie
-WORKING_SIDE = 512  # pixels; a larger picture is reduced to it
-COARSE_SIDE = 128  # is enough for the background, and for which parts hang together
+from mnist_lightning.errors import PhotoError
 
-# Of the range from black to white: fainter than this on its background, a picture is blank.
-LEAST_CONTRAST = 0.06
-FAINTEST_STROKE = 0.3  # of the darkest: what is fainter is no stroke
-SMALLEST_PART = 0.08  # of the largest: what is smaller is dust
+SIZE = 28  # width and height of an image, in pixels
+BOX = 20  # the longest side of a digit, in pixels
+CENTRE = 14  # the row and column of its centre of mass
+WORKING_SIDE = 512  # larger photos are reduced to this many pixels
+COARSE_SIDE = 128  # pixels that are enough to find the background and the connected parts
 
-
-class PhotoError(Exception):
-    """There is no such picture, or no digit can be found in it."""
+LEAST_CONTRAST = 0.06  # a photo with less contrast is blank; 1 is the range from black to white
+FAINTEST_STROKE = 0.3  # anything fainter is not part of a stroke; 1 is the darkest ink
+SMALLEST_PART = 0.08  # anything smaller is dust; 1 is the area of the largest part
 
 
-class Photos(NamedTuple):
-    """Pictures that were read.
-
-    Attributes:
-        paths: of N files.
-        images: uint8 `(N, 28, 28)`, ink 255 on 0; all 0 where there is a problem.
-        problems: for each why no image could be made of it, or "".
-    """
-
-    paths: list[Path]
-    images: Tensor
-    problems: list[str]
-
-
-def read(names: Iterable[str]) -> Photos:
-    """Read all pictures that are named, and note what can't be read.
+def prepare_all(paths: list[Path]) -> tuple[Tensor, list[str]]:
+    """Prepare many photos. A progress bar appears if it takes more than 2 seconds.
 
     Args:
-        names: files, folders (for the pictures in them, by suffix) and globs.
+        paths: N files.
 
-    Raises:
-        PhotoError: there is nothing of a name.
+    Returns:
+        Images, uint8 `(N, 28, 28)`, and N problems. A problem says why there is no image. Otherwise it is empty.
     """
-    paths = find(names)
     images = torch.zeros(len(paths), SIZE, SIZE, dtype=torch.uint8)
     problems = [""] * len(paths)
-    # A bar only for those who would have to wait.
-    for index, path in enumerate(tqdm(paths, "Reading pictures", delay=2, leave=False)):
-        try:
-            images[index] = prepare(path)
-        except PhotoError as error:
-            problems[index] = str(error)
-    return Photos(paths, images, problems)
-
-
-def write(images: Tensor, names: Iterable[str], problems: Iterable[str], folder: Path) -> None:
-    """Write images as PNG files of ten times their size, so that a person can see what a network sees.
-
-    Args:
-        images: uint8 `(N, 28, 28)`.
-        names: what each is from. Its file is called by number and the last part of its name.
-        problems: why there is no image, "" where there is one.
-        folder: is made if it is not there.
-    """
-    folder.mkdir(exist_ok=True)
-    for number, (image, name, problem) in enumerate(zip(images, names, problems, strict=True), start=1):
-        if problem:
-            continue
-        large = Image.fromarray(image.numpy()).resize((10 * SIZE, 10 * SIZE), Image.Resampling.NEAREST)
-        large.save(folder / f"{number:04}_{Path(name).stem[:50]}.png")  # 255 bytes is the most that a name may have
-
-
-def find(names: Iterable[str]) -> list[Path]:
-    """Return the pictures that are named, each once: in the order of the names, and for each name by path.
-
-    Args and raises: as `read`.
-    """
-    found: list[Path] = []
-    for name in names:
-        try:
-            paths = _named(name)
-        except (OSError, RuntimeError) as error:  # such as a name that is too long, or a home that nobody has
-            raise PhotoError(f"{name} (--data.images) can't be looked up: {error}") from error
-        if not paths:
-            raise PhotoError(f"{name} (--data.images) names no file, no folder with pictures and no glob of any")
-        found += paths
-    return list(dict.fromkeys(found))
-
-
-def _named(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        suffixes = Image.registered_extensions()
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-    if path.exists():
-        return [path]
-    return sorted(found for found in map(Path, glob.glob(str(path), recursive=True)) if not found.is_dir())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the steps are small: on busy cores, several threads mostly wait for each other
+    try:
+        for index, path in enumerate(tqdm(paths, "Reading photos", delay=2, leave=False)):
+            try:
+                images[index] = prepare(path)
+            except PhotoError as error:
+                problems[index] = str(error)
+    finally:
+        torch.set_num_threads(threads)
+    return images, problems
 
 
 def prepare(path: Path) -> Tensor:
-    """Make a picture of a digit an image of MNIST's kind.
+    """Turn one photo into an image like those of MNIST.
 
-    The digit is what differs from the background, in whatever direction of colour: dark on light or light on dark. Its
-    longest side becomes 20 pixels, its aspect kept and its edges smooth, and its centre of mass comes to lie in the
-    middle, as in 99.98 % of MNIST's images.
+    Everything that differs from the background is ink: dark on light, light on dark, or coloured. The longest side of
+    the digit becomes 20 pixels, and its centre of mass moves to the middle, as in 99.98 % of MNIST's images.
 
     Args:
-        path: what Pillow opens, of any size, mode and orientation. Of several pictures in a file, the first counts.
+        path: A file that Pillow opens, with any size, mode and orientation. Only its first picture counts.
 
     Returns:
-        uint8 `(28, 28)`, ink 255 on 0.
+        uint8 `(28, 28)`, ink is 255, background is 0.
 
     Raises:
-        PhotoError: the file can't be read, is no picture, or nothing is drawn in it. The message says what it is.
+        PhotoError: The file can't be read, is not a picture, or shows nothing. The message says which.
     """
     try:
-        if not path.is_file():  # a pipe would be waited for, for ever
+        if not path.is_file():  # reading a pipe could wait for ever
             raise PhotoError("is not a file")
         colours, opacity = _read(path)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
-        raise PhotoError("is no picture that Pillow can open") from error
+        raise PhotoError("is not a picture that Pillow can open") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PhotoError(f"has too many pixels; expected at most {Image.MAX_IMAGE_PIXELS:,}") from error
     except OSError as error:
         raise PhotoError(f"can't be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file can make Pillow's decoders fail in any way
+    except Exception as error:  # Pillow fails in many ways on a damaged file
         raise PhotoError(f"can't be read as a picture: {error}") from error
     ink = _ink(_over_background(colours, opacity) if opacity is not None else colours)
     return _centre(_cut_out(ink))
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Return colours float32 `(3, H, W)` in 0..1, and opacity `(H, W)` in 0..1 or None, of at most 512 x 512."""
+    """Return colours, float32 `(3, H, W)` in 0..1, and opacity, `(H, W)` in 0..1 or None. Both are at most 512x512."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.init()
-        # For an EPS file Pillow would run Ghostscript.
+        # Pillow would run Ghostscript to open an EPS file.
         with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as file:
-            file.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be read at a half, a quarter or an eighth
+            file.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # reads a large JPEG at a half, a quarter or an eighth
             ImageOps.exif_transpose(file, in_place=True)
             picture: Image.Image = _stretched(file) if file.mode.startswith(("I", "F")) else file
             mode = "RGBA" if picture.has_transparency_data else "RGB"
@@ -161,38 +99,38 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def _stretched(picture: Image.Image) -> Image.Image:
-    """Return a picture of 16 bits or more, in which black and white may be any two values, as one of 8 bits."""
+    """Return a picture of 16 bits or more as one of 8 bits. Its smallest value becomes black, its largest white."""
     values = np.array(picture, dtype=np.float32)
     np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0)
-    values -= values.min()  # in place, as each copy of the largest picture is 341 MiB
+    values -= values.min()  # in place, because a copy of the largest picture takes 341 MiB
     values *= 255 / max(values.max(), 1e-9)
     return Image.fromarray(values.astype(np.uint8))
 
 
 def _over_background(colours: Tensor, opacity: Tensor) -> Tensor:
-    """Return colours float32 `(C, H, W)` in 0..1 without transparency."""
+    """Return colours without transparency, float32 `(C, H, W)` in 0..1."""
     opaque = colours[:, opacity > 0.5]
-    if not opaque.numel() or opaque.std(1, correction=0).max() < 0.1:  # drawn on nothing, in one colour
+    if not opaque.numel() or opaque.std(1, correction=0).max() < 0.1:  # ink of one colour on a transparent background
         return opacity[None]
-    # Paper with holes, or without corners: what is transparent becomes paper.
+    # The paper has holes or round corners. Fill them with the colour of the paper.
     return colours * opacity + opaque.median(1).values[:, None, None] * (1 - opacity)
 
 
 def _ink(colours: Tensor) -> Tensor:
-    """Return how far each pixel is from the background in the direction of the ink's colour, `(H, W)`."""
+    """Return how much ink each pixel has, `(H, W)`: its distance from the background towards the colour of the ink."""
     distance = colours - _background(colours)
-    # Noise goes either way, ink goes one: its third moment has the ink's direction.
+    # Noise is symmetric and ink is not, so the mean of the cubed distance points to the ink.
     direction = (distance * distance.square().sum(0)).mean((1, 2))
-    direction /= direction.norm().clamp(min=1e-12) * len(direction) ** 0.5  # from white to black it is 1
+    direction /= direction.norm().clamp(min=1e-12) * len(direction) ** 0.5  # the distance from white to black is now 1
     return (distance * direction[:, None, None]).sum(0)
 
 
 def _background(colours: Tensor) -> Tensor:
-    """Return a quadratic surface for each channel, `(C, H, W)`: the background, in uneven light.
+    """Return the background in uneven light, `(C, H, W)`: a quadratic surface for each channel.
 
-    It goes through what most of the picture is, or through its frame, if that is nearly as much: a bold digit may fill
-    more than half. Fitted by least squares, again and again with less weight on what lies far from the surface (Beaton
-    and Tukey 1974).
+    One fit starts from the median colour, and one from the colour of the frame, because a bold digit may fill more
+    than half of a photo. Least squares are repeated, with less weight on pixels far from the surface (Beaton and
+    Tukey 1974).
     """
     channels, height, width = colours.shape
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
@@ -200,10 +138,10 @@ def _background(colours: Tensor) -> Tensor:
     step = max(1, max(height, width) // COARSE_SIDE)
     a = terms[::step, ::step].reshape(-1, 6).double()
     b = colours[:, ::step, ::step].reshape(channels, -1).T.double()
-    stiffness = 1e-3 * len(a) * torch.eye(6)  # where there is no background to go through, stay level
+    stiffness = 1e-3 * len(a) * torch.eye(6)  # keeps the surface level where no background is visible
 
     def fit(start: Tensor) -> tuple[Tensor, float]:
-        """Return a surface `(6, C)`, and the share of the picture near it, for a colour `(C,)` to begin with."""
+        """Fit from a first colour `(C,)`. Return a surface `(6, C)`, and the share of pixels near it."""
         above = b - start
         distance = above.abs().amax(1, keepdim=True)
         for _ in range(12):
@@ -221,18 +159,18 @@ def _background(colours: Tensor) -> Tensor:
 
 
 def _cut_out(ink: Tensor) -> Tensor:
-    """Return the part of `(H, W)` that holds the digit, in 0..1.
+    """Return the rectangle that holds the digit, with ink in 0..1.
 
     Raises:
-        PhotoError: nothing stands out.
+        PhotoError: Nothing stands out from the background.
     """
-    # Of neighbours' differences a quarter are below 0.45 standard deviations, if there is nothing but normal noise.
+    # With Gaussian noise alone, a quarter of the differences between neighbours are below 0.45 standard deviations.
     steps = torch.cat([ink.diff(dim=0).flatten(), ink.diff(dim=1).flatten(), torch.zeros(1)])
     noise = steps.abs().quantile(0.25).item() / 0.45
     if max(ink.shape) > COARSE_SIDE / 2:
         ink_around = F.pad(ink[None], (1, 1, 1, 1), mode="replicate")
         smooth, noise = F.avg_pool2d(ink_around, 3, stride=1)[0], noise / 3
-    else:  # strokes are too thin
+    else:  # its strokes are too thin for smoothing
         smooth = ink
     level = smooth.max().item()
     if level < max(LEAST_CONTRAST, 6 * noise):
@@ -244,15 +182,15 @@ def _cut_out(ink: Tensor) -> Tensor:
 
 
 def _digit(mask: Tensor) -> Tensor:
-    """Return a mask of what belongs to the digit, bool `(H, W)`, in one of all that stands out, of the same shape.
+    """Return which pixels belong to the digit, bool `(H, W)`, given which pixels stand out.
 
-    Dust does not, nor what lies along the edges, as a shadow or the table does, if there is something else.
+    Dust does not belong to it. A part along the edges, such as a shadow, belongs only if there is no other part.
     """
     height, width = mask.shape
     step = max(1, max(height, width) // COARSE_SIDE)
     coarse = F.max_pool2d(F.pad(mask[None].float(), (0, -width % step, 0, -height % step)), step)
-    # Connected parts: each pixel takes the highest number around it until none changes. SciPy's `label` would do it,
-    # but torchmetrics imports SciPy where it finds it, which makes every start longer.
+    # Find connected parts: each pixel takes the highest number of its neighbours, until none changes. SciPy's `label`
+    # would do the same, but an installed SciPy makes each start slower: torchmetrics imports it.
     numbers, before = torch.arange(1.0, coarse.numel() + 1).view_as(coarse) * coarse, torch.zeros_like(coarse)
     while not torch.equal(numbers, before):
         numbers, before = F.max_pool2d(numbers, 3, stride=1, padding=1) * coarse, numbers
@@ -260,7 +198,7 @@ def _digit(mask: Tensor) -> Tensor:
     parts, areas = part[mask].unique(return_counts=True)
     edges = torch.cat([part[0], part[-1], part[:, 0], part[:, -1]])
     frame, lengths = edges[edges > 0].unique(return_counts=True)
-    # A digit near the edge touches it here or there.
+    # A digit near the edge may touch it, but not along a tenth of the frame.
     others = ~torch.isin(parts, frame[lengths > len(edges) / 10])
     if (areas[others] > max(16, mask.numel() / 1_000)).any():
         parts, areas = parts[others], areas[others]
@@ -268,15 +206,15 @@ def _digit(mask: Tensor) -> Tensor:
 
 
 def _centre(digit: Tensor) -> Tensor:
-    """Return uint8 `(28, 28)` with a digit of any size, `(H, W)` in 0..1, as MNIST would have it."""
+    """Return an image, uint8 `(28, 28)`, with the size and position that MNIST gives a digit `(H, W)` in 0..1."""
     height, width = (max(1, round(length * BOX / max(digit.shape))) for length in digit.shape)
     small = F.interpolate(digit[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     small /= small.max()
 
     def start(ink: Tensor) -> int:
-        """Return where the digit begins along an axis, given its ink at each position there."""
+        """Return where the digit begins along an axis, from its ink at each position."""
         centre = ink @ torch.arange(float(len(ink))) / ink.sum()
-        return min(max(round(CENTRE - centre.item()), 0), SIZE - len(ink))  # not beyond the edges
+        return min(max(round(CENTRE - centre.item()), 0), SIZE - len(ink))  # inside the image
 
     top, left = start(small.sum(1)), start(small.sum(0))
     image = torch.zeros(SIZE, SIZE)

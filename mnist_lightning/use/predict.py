@@ -1,69 +1,117 @@
-"""What a network makes of images: rows for people to read, and for machines."""
+"""`predict`: reads digits in photos or in the test images, and prints them."""
 
 import csv
+import glob
 import io
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
-from mnist_lightning.calibration import Calibration, probabilities
+from mnist_lightning.calibration import RISK
+from mnist_lightning.console import Parser
+from mnist_lightning.errors import OutputError, PhotoError
 from mnist_lightning.files import written_whole
+from mnist_lightning.use import photos
+from mnist_lightning.use.reader import DigitReader, Prediction
 
-SUFFIXES = (".csv", ".json")
+FORMATS = (".csv", ".json")
+SHOWN = 10  # test images
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What was read in one image.
+def predict(args: list[str]) -> None:
+    """Read digits, and print and write what was asked for.
 
-    Attributes:
-        file: where the image is from.
-        answer: the digit, or `unsure` if the confidence is below the threshold; "" where there is a problem.
-        digit: the likeliest one, 0..9, None where there is a problem, as for the next three.
-        confidence: its calibrated probability, in 0..1.
-        second_digit: the next likely one.
-        second_confidence: its calibrated probability.
-        problem: why nothing could be read, "" if it could.
+    Raises:
+        UserError: There is no photo or checkpoint, or a file can't be written.
     """
+    parser = Parser("predict", "Read a digit in each photo. Without photos, read the test images.")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="A photo, a folder, or a pattern such as '*.jpg'.")
+    parser.add_argument("--recursive", action="store_true", help="Search folders for photos at any depth.")
+    parser.add_argument(
+        "--ckpt_path", default="best", help="The network: best, last, a run folder, version_N or a file. Default: best"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="Write the predictions to a .csv or .json file.")
+    parser.add_argument("--show", metavar="FOLDER", type=Path, help="Write the network's input images to PNG files.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
+    parser.add_argument("--data.root", dest="root", default="data", help="Folder of the test images. Default: data")
+    options = parser.parse_args(args)
+    if options.output:
+        parser.check_output(options.output, "--output", FORMATS, options.overwrite)
+    if options.show:
+        parser.check_output(options.show, "--show", overwrite=options.overwrite)
+    paths = find(options.photos, options.recursive)
+    reader = DigitReader.load(options.ckpt_path)
+    if paths:
+        images, problems = photos.prepare_all(paths)
+        files = [printable(path) for path in paths]
+    else:
+        from mnist_lightning import archive  # imports torchvision, which takes longer than to read a photo
 
-    file: str
-    answer: str
-    digit: int | None = None
-    confidence: float | None = None
-    second_digit: int | None = None
-    second_confidence: float | None = None
-    problem: str = ""
+        archive.prepare(options.root)
+        images, _ = archive.read(options.root, "test")
+        files, problems = [f"test image {number}" for number in range(len(images))], [""] * len(images)
+    predictions = reader.predict(images, files, problems)
+    if options.output:
+        write(predictions, options.output)
+    if options.show:
+        show(images, predictions, options.show)
+
+    print(f"Checkpoint: {reader.source['checkpoint']}")
+    print(table(predictions if paths else predictions[:SHOWN]))
+    if not paths:
+        print(f"... and {len(images) - SHOWN:,} more, which --output predictions.csv writes to a file.")
+    explain(reader, predictions)
+    if all(problems):
+        raise PhotoError("no photo could be read")
 
 
-def interpret(
-    logits: Tensor, calibration: Calibration | None, files: list[str], problems: list[str]
-) -> list[Prediction]:
-    """Return what logits `(N, 10)` say of N images.
+def find(names: Iterable[str], recursive: bool = False) -> list[Path]:
+    """Return the photos that names stand for, each once.
 
     Args:
-        logits: float `(N, 10)`.
-        calibration: of the network. Without it confidences are those of the softmax, and nothing is `unsure`.
-        files: N names.
-        problems: N reasons, "" where there is none.
+        names: Files, folders and globs. A folder stands for the files in it whose suffix Pillow knows.
+        recursive: Whether folders are searched at any depth.
+
+    Raises:
+        PhotoError: A name matches no photos.
     """
-    threshold = calibration.threshold if calibration else 0.0
-    likely, digits = probabilities(logits, calibration).topk(2)
-    return [
-        Prediction(file, "", problem=problem)
-        if problem
-        else Prediction(file, str(first) if sure >= threshold else "unsure", first, sure, second, next_sure)
-        for file, problem, (sure, next_sure), (first, second) in zip(
-            files, problems, likely.tolist(), digits.tolist(), strict=True
-        )
-    ]
+    found: list[Path] = []
+    for name in names:
+        if not name:
+            raise PhotoError("the name of a photo is empty")
+        try:
+            path = Path(name).expanduser()
+            if path.is_dir():
+                suffixes = Image.registered_extensions()
+                files = path.rglob("*") if recursive else path.iterdir()
+                paths = [file for file in files if file.suffix.lower() in suffixes and not file.is_dir()]
+            elif path.exists():
+                paths = [path]
+            else:
+                paths = [file for file in map(Path, glob.glob(str(path), recursive=True)) if not file.is_dir()]
+        except (OSError, RuntimeError) as error:  # the name is too long, or `~name` is not a user
+            raise PhotoError(f"{name} can't be looked up: {error}") from error
+        if not paths:
+            raise PhotoError(f"{name} matches no photos; expected a file, a folder or a glob")
+        found += sorted(paths)
+    return list(dict.fromkeys(found))
 
 
-def table(rows: list[Prediction]) -> str:
-    """Return a line for each row, below a heading."""
+def printable(path: Path) -> str:
+    """Return a path as text. Terminals and CSV files don't take all bytes that a name can have."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def table(predictions: list[Prediction]) -> str:
+    """Return one line for each prediction, below a heading."""
     lines = [("file", "answer", "confidence", "second choice")]
-    for row in rows:
+    for row in predictions:
         if row.problem:
             lines.append((row.file, "-", row.problem, ""))
         else:
@@ -75,15 +123,50 @@ def table(rows: list[Prediction]) -> str:
     )
 
 
-def write(rows: list[Prediction], path: Path) -> None:
-    """Write rows as CSV or JSON, by the suffix of a path: a column, or a key, for each attribute of `Prediction`."""
+def explain(reader: DigitReader, predictions: list[Prediction]) -> None:
+    """Print what `unsure` means for this network."""
+    calibration = reader.calibration
+    if not calibration:
+        print("The checkpoint holds no threshold for this network, so no answer is unsure.")
+    elif calibration.threshold > 1:
+        print("All answers are unsure: the network made too many mistakes on the validation images.")
+    elif any(row.answer == "unsure" for row in predictions):
+        print(
+            f"unsure: the confidence is below {calibration.threshold:.2%}. Above it, at most one answer in "
+            f"{1 / RISK:,.0f} was wrong on the {calibration.images:,} validation images."
+        )
+
+
+def write(predictions: list[Prediction], path: Path) -> None:
+    """Write predictions as CSV or JSON, by the suffix of the path. Each attribute is a column, or a key."""
     if path.suffix.lower() == ".json":
-        text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+        text = json.dumps([asdict(row) for row in predictions], indent=1) + "\n"
     else:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, [field.name for field in fields(Prediction)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(asdict(row) for row in predictions)
         text = buffer.getvalue()
-    with written_whole(path) as partial:
+    with written_whole(path, "output") as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def show(images: Tensor, predictions: list[Prediction], folder: Path) -> None:
+    """Write images as PNG files, ten times as large, so that a person can see what the network sees.
+
+    Args:
+        images: uint8 `(N, 28, 28)`.
+        predictions: N predictions. The photo's number and name become the name of the PNG file. A problem gets no file.
+        folder: The folder. It is made if it is missing.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} can't be made: {error.strerror}", "show") from error
+    for number, (image, row) in enumerate(zip(images, predictions, strict=True), start=1):
+        if row.problem:
+            continue
+        large = Image.fromarray(image.numpy()).resize((280, 280), Image.Resampling.NEAREST)
+        # A file's name may have 255 bytes.
+        with written_whole(folder / f"{number:04}_{Path(row.file).stem[:50]}.png", "show") as partial:
+            large.save(partial, "PNG")
