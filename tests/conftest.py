@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # heeded when torch is imported: a core for each worker, and what it starts
 
 import torch
+from helpers import DATA, ROOT
 from torch import Tensor
 from torchvision.datasets import MNIST
 
 from mnist_lightning import archive
 from mnist_lightning.cli import main
-
-ROOT = Path(__file__).parent.parent
-DATA = str(ROOT / "data")
 
 
 def write_idx(path: Path, tensor: Tensor) -> str:
@@ -33,18 +32,27 @@ def write_idx(path: Path, tensor: Tensor) -> str:
     return hashlib.md5(packed).hexdigest()
 
 
-@pytest.fixture
-def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A data folder with the first 640 training and 200 test images, taken for the official archives."""
-    root = tmp_path / "small_data"
+@pytest.fixture(scope="session")
+def small_archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
+    """A data folder with the first 640 training and 200 test images, and the MD5 of each of its archives."""
+    root = tmp_path_factory.mktemp("small")
     resources = []
     for split, prefix, size in (("train", "train", 640), ("test", "t10k", 200)):
         images, labels = archive.read(DATA, split)
         for tensor, suffix in ((images, "images-idx3-ubyte.gz"), (labels, "labels-idx1-ubyte.gz")):
             name = f"{prefix}-{suffix}"
             resources.append((name, write_idx(archive.raw_folder(str(root)) / name, tensor[:size])))
+    return root, resources
+
+
+@pytest.fixture
+def small_data(
+    small_archives: tuple[Path, list[tuple[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A copy of the small archives, taken for the official ones."""
+    root, resources = small_archives
     monkeypatch.setattr(MNIST, "resources", resources)
-    return str(root)
+    return str(shutil.copytree(root, tmp_path / "small_data"))
 
 
 @pytest.fixture
@@ -62,12 +70,11 @@ Run = Callable[..., None]
 @pytest.fixture
 def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line on the small data, quickly: 540 images and 5 steps an epoch. A run that goes on stays so."""
-    # LightningCLI warns where a program is given arguments both ways.
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
 
     def run(verb: str, *args: str) -> None:
-        quick = [f"--data.root={small_data}"]
-        if verb != "compare" and not any(argument.startswith("--ckpt_path") for argument in args):
+        quick = [] if verb in ("export", "runs") else [f"--data.root={small_data}"]
+        if verb in ("fit", "validate", "test") and not any(arg.startswith("--ckpt_path") for arg in args):
             quick += ["--trainer.log_every_n_steps=1"]
             if verb == "fit":
                 quick += ["--data.val_size=100", "--trainer.max_epochs=2"]

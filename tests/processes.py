@@ -6,16 +6,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import BEST, LAST, curves, differences, load
 from torchvision.datasets import MNIST
 
 from mnist_lightning import DigitClassifier
 from mnist_lightning.cli import main
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mnist_lightning.cli"])  # each process starts with the imports done
+PROCESSES.set_forkserver_preload(["mnist_lightning.runs.verbs"])  # each process starts with the imports done
 
 EXIT_CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "exception": 1, None: 0}
 
@@ -63,3 +65,20 @@ def fit(arguments: list[str], stop: tuple[str, str, int] | None = None) -> None:
     process = start(arguments, stop)
     process.join(timeout=120)
     assert process.exitcode == EXIT_CODES[stop[0] if stop else None]
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+class Outcome:
+    """All that a run in the current folder has left that could differ: both checkpoints and every scalar."""
+
+    def __init__(self) -> None:
+        self.checkpoints = {path.name: load(path) for path in (BEST, LAST)}
+        self.curves = curves()
+
+    def assert_same(self, other: "Outcome") -> None:
+        assert differences(self.checkpoints, other.checkpoints) == []
+        assert self.curves == other.curves

@@ -121,7 +121,7 @@ def test_without_a_network_says_which_archive_and_what_was_tried(
     path.unlink() if state == "missing" else path.write_bytes(b"no archive")
     with pytest.raises(ArchiveError) as caught:
         archive.prepare(small_data)
-    assert str(caught.value).startswith(f"{path} is {state} and no mirror gave it: {NOWHERE} (")
+    assert str(caught.value).startswith(f"{path} is {state}, and can't be downloaded ({NOWHERE}: ")
     assert "Connection refused" in str(caught.value)
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
 
@@ -135,7 +135,7 @@ def test_a_mirror_that_fails_is_left_for_the_next(
     handler = type("Handler", (Misbehaviour,), {"kind": kind})
     with serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)) as bad:
         monkeypatch.setattr(MNIST, "mirrors", [bad])
-        with pytest.raises(ArchiveError, match=rf"ubyte.gz is missing and no mirror gave it: {bad} \("):
+        with pytest.raises(ArchiveError, match=rf"ubyte.gz is missing, and can't be downloaded \({bad}: "):
             archive.prepare(str(root))
         assert list(root.rglob("*ubyte*")) == []
         monkeypatch.setattr(MNIST, "mirrors", [bad, mirror])
@@ -165,7 +165,7 @@ def test_a_mirror_with_another_file_is_not_believed(
 ) -> None:
     monkeypatch.setattr(MNIST, "mirrors", [mirror])
     (raw_folder(small_data) / "t10k-labels-idx1-ubyte.gz").write_bytes(b"another file")
-    with pytest.raises(ArchiveError, match=r"t10k-labels-idx1-ubyte\.gz is missing and no mirror gave it"):
+    with pytest.raises(ArchiveError, match=r"t10k-labels-idx1-ubyte\.gz is missing, and can't be downloaded"):
         archive.prepare(str(tmp_path / "elsewhere"))
 
 
@@ -174,9 +174,7 @@ def test_read_refuses_an_archive_that_is_not_the_official_one(small_data: str) -
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
-    with pytest.raises(
-        ArchiveError, match=r"t10k-labels-idx1-ubyte.gz .* has MD5 \w{32}; the official file has \w{32}"
-    ):
+    with pytest.raises(ArchiveError, match=r"t10k-labels-idx1-ubyte.gz has MD5 \w{32}; the official file has \w{32}"):
         archive.read(small_data, "test")
 
 
@@ -211,7 +209,7 @@ def test_bad_files_are_repaired_or_named_and_never_used(
             try:
                 archive.prepare(root)
             except ArchiveError as error:
-                assert re.search(rf"{name} is (damaged|missing) and no mirror gave it", str(error))
+                assert re.search(rf"{name} is (damaged|missing), and can't be downloaded", str(error))
                 with pytest.raises(ArchiveError, match=rf"{name} .*(has MD5|No such file)"):
                     archive.read(root, "test")
                 named.append(state)

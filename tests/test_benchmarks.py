@@ -1,6 +1,7 @@
-"""What the README's figures are made with."""
+"""The programs that write the README's tables."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,23 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ROOT
+from helpers import LAST, ROOT, load
+
+from mnist_lightning.runs.resume import epochs_done
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy
 import report
+import speed
 
 
-def test_a_recipe_is_summed_up_by_mean_deviation_and_students_interval() -> None:
-    """Of 99.1, 99.2 and 99.6 %: the deviation is 0.2646 %, the interval 4.303 / sqrt(3) of it."""
+def test_the_summary_has_mean_standard_deviation_and_students_interval() -> None:
+    """99.1, 99.2 and 99.6 % have a standard deviation of 0.2646 %. The interval is 4.303 / sqrt(3) times as wide."""
     assert accuracy.summary([0.991, 0.992, 0.996], [10.0, None, 30.0]) == (
         "3 | 99.300 % ± 0.265 | 98.643 to 99.957 % | 20 s, at most 30 s"
     )
     assert accuracy.summary([0.9912], [None]) == "1 | 99.12 % | unknown | not measured"
 
 
-def test_a_row_replaces_the_recipes_own_and_those_of_other_machines(
+def test_a_row_replaces_the_previous_row_of_its_recipe_and_rows_of_other_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = tmp_path / "README.md"
@@ -46,30 +51,65 @@ def test_a_row_replaces_the_recipes_own_and_those_of_other_machines(
 
 
 def test_another_config_or_other_code_is_another_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, source = tmp_path / "a.yaml", tmp_path / "mnist_lightning/data.py"
-    source.parent.mkdir()
-    source.write_text("x = 1")
+    config = tmp_path / "a.yaml"
+    sources = [tmp_path / "mnist_lightning" / name for name in ("data.py", "runs/resume.py", "use/reader.py")]
+    for source in sources:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text("x = 1")
     monkeypatch.setattr(report, "ROOT", tmp_path)
     config.write_text("data:\n  elastic: 1\n")
     first = accuracy.digest(config)
-    config.write_text("# The same.\ndata: {elastic: 1}\n")
+    config.write_text("# The same settings.\ndata: {elastic: 1}\n")
     assert accuracy.digest(config) == first
     config.write_text("data:\n  elastic: 2\n")
-    second = accuracy.digest(config)
-    source.write_text("x = 2")
-    assert len({first, second, accuracy.digest(config)}) == 3
+    digests = {first, accuracy.digest(config)}
+    for source in sources:
+        source.write_text("x = 2")
+        digests.add(accuracy.digest(config))
+    assert len(digests) == 5
 
 
 @pytest.mark.parametrize("config", ["fast.yaml", "accurate.yaml"])
-def test_a_recipe_gives_the_accuracy_that_the_readme_gives(config: str) -> None:
+def test_a_recipe_names_the_same_accuracy_as_the_readme(config: str) -> None:
     row = next(line for line in report.read_block("accuracy").splitlines() if f"configs/{config}" in line)
     mean = re.search(r"(\d\d\.\d+) %", row)[1]
     assert f"{float(mean):.2f} %" in (ROOT / "configs" / config).read_text().splitlines()[0]
 
 
+def test_ten_copies_of_each_image_are_trained_on_and_validation_stays_the_same(small_data: str) -> None:
+    once, ten_times = speed.MNISTDataModule(small_data, val_size=100), speed.TenTimes(small_data, val_size=100)
+    for data in (once, ten_times):
+        data.setup("fit")
+    labels = [torch.cat([labels for _, labels in data.train_dataloader()]) for data in (once, ten_times)]
+    assert torch.equal(labels[1].bincount(), 10 * labels[0].bincount())
+    images, more = (data.train_dataloader().images for data in (once, ten_times))
+    assert (len(images), len(more)) == (640, 6_400)
+    assert torch.equal(more[-640:], images)
+    for (images, labels), (same, same_labels) in zip(once.val_dataloader(), ten_times.val_dataloader(), strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_epochs_of_barebones_and_of_fit_are_timed(
+    small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mnist_lightning"])
+    monkeypatch.setattr(speed, "DATA", small_data)
+    flags = ["--data.val_size=100", "--trainer.log_every_n_steps=1"]
+    measurements = {
+        "barebones": lambda: speed.barebones_epoch(lambda root: speed.MNISTDataModule(root, val_size=100)),
+        "fit": lambda: speed.fit_epoch(*flags),
+    }
+    seconds = speed.in_turn(measurements, 1)
+    assert seconds.keys() == measurements.keys()
+    assert all(0 < measured[0] < 30 for measured in seconds.values())
+    assert epochs_done(load(LAST)) == 3
+
+
 @pytest.mark.slow
-def test_a_stopped_measurement_goes_on_and_ends_with_the_same_figures(tmp_path: Path) -> None:
-    """A copy of the project, whose README is written. Once in a run, once as if killed behind its last step."""
+def test_a_stopped_measurement_continues_and_gives_the_same_results(tmp_path: Path) -> None:
+    """It is stopped within a run, and then as if it had been killed after the last step. It writes a copy's README."""
     for name in ("benchmarks", "mnist_lightning"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     (tmp_path / "data").symlink_to(ROOT / "data")
@@ -79,7 +119,7 @@ def test_a_stopped_measurement_goes_on_and_ends_with_the_same_figures(tmp_path: 
     settings = {"max_epochs": 2, "limit_train_batches": 200, "limit_val_batches": 2}
     config.write_text(yaml.safe_dump({"trainer": settings}))
     command = [sys.executable, "benchmarks/accuracy.py", "tiny.yaml", "--seeds", "2"]
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def folder(seed: int) -> Path:
         return next(tmp_path.glob("benchmarks/runs/tiny-*")) / f"seed_{seed}"
@@ -89,7 +129,7 @@ def test_a_stopped_measurement_goes_on_and_ends_with_the_same_figures(tmp_path: 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert "The same command goes on from here." in process.communicate()[1]
+    assert "The same command continues from here." in process.communicate()[1]
     assert process.returncode == 128 + signal.SIGTERM
     assert not (folder(0) / "seconds.json").exists()
 

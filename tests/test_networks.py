@@ -1,28 +1,10 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers import Net
 from torch.nn import functional as F
 
 from mnist_lightning import LeNet
 from mnist_lightning.networks import ConvNet
-
-
-class Net(nn.Module):
-    """The tutorial's network as the tutorial computes it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 3)
-        self.conv2 = nn.Conv2d(6, 16, 3)
-        self.fc1 = nn.Linear(400, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), (2, 2))
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = F.relu(self.fc1(x.view(-1, 400)))
-        return self.fc3(F.relu(self.fc2(x)))
 
 
 def test_lenet_gives_ten_logits_for_each_image() -> None:
@@ -91,5 +73,5 @@ def test_convnet_in_training_looks_once() -> None:
 
 
 def test_convnets_shift_is_at_most_a_pixel() -> None:
-    with pytest.raises(ValueError, match=r"shift .* is 1.5; expected 0\.\.1"):
+    with pytest.raises(ValueError, match=r"shift is 1.5; expected 0\.\.1"):
         ConvNet(shift=1.5)

@@ -1,69 +1,209 @@
-"""What the README tells its readers to type."""
+"""What the documentation says: its commands, its examples, and the files and flags that it names."""
 
+import contextlib
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Run
+import yaml
+from conftest import Run
+from helpers import ROOT
 from lightning.pytorch import Trainer
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+from mnist_lightning.cli import VERBS
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/runs.md", "docs/experiments.md"]
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+README = TEXT["README.md"]
+PROGRAMS = (["python", "-m", "mnist_lightning"], ["mnist-lightning"])
+MADE = {"config.yaml", "config_2.yaml", "config_3.yaml", "hparams.yaml", "my_module.py"}  # by a run, or by the reader
 
 
-def test_is_short_and_starts_with_the_two_commands() -> None:
-    assert len(README.splitlines()) <= 150
-    assert COMMANDS[:2] == [
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of a document in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT[document], re.DOTALL | re.MULTILINE)
+
+
+def lines(document: str) -> list[str]:
+    """The lines that a document tells its readers to type."""
+    return [line for block in blocks(document, "sh") for line in block.splitlines()]
+
+
+def commands(document: str) -> list[list[str]]:
+    """Those that start this program: the verb and its arguments."""
+    typed = [shlex.split(line.rpartition(" && ")[2]) for line in lines(document)]
+    return [words[len(start) :] for words in typed for start in PROGRAMS if words[: len(start)] == start]
+
+
+def prose(document: str) -> str:
+    """A document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", TEXT[document], flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    assert lines("README.md")[:2] == [
         "pip install -e . && python -m mnist_lightning fit",
         "pip install -e '.[dev]' && pytest",
     ]
 
 
 def test_ci_runs_the_test_command() -> None:
-    assert f'bash -c "{COMMANDS[1]}"' in (ROOT / ".ci/run").read_text()
+    assert f'bash -c "{lines("README.md")[1]}"' in (ROOT / ".ci/run").read_text()
 
 
-def test_every_command_runs_in_the_order_of_the_readme(run: Run) -> None:
-    """On small data, each run with a limit on its epochs."""
+def test_the_readme_has_a_command_for_every_verb() -> None:
+    assert {verb for verb, *_ in commands("README.md")} == {*VERBS}
+    assert len(commands("README.md")) >= 30
+
+
+@pytest.fixture
+def place(run: Run, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything that the commands name: a run, the recipes, photos, and a network of the reader."""
     for folder in ("configs", "docs"):
         Path(folder).symlink_to(ROOT / folder)
-    lines = [line.rpartition(" && ")[2] for line in COMMANDS]
-    lines = [line for line in lines[2:] if line.startswith("python -m mnist_lightning")]
-    assert len(lines) >= 15
-    for line in lines:
-        verb, *arguments = shlex.split(line)[3:]
-        if "gpu" in arguments and not torch.accelerator.is_available():
+    shutil.copy(ROOT / "docs/digits/seven.png", "photo.png")
+    shutil.copytree(ROOT / "docs/digits", tmp_path / "home/Pictures/digits")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for code in blocks("README.md", "python"):
+        if name := re.match(r"# (\w+\.py)\n", code):
+            Path(name[1]).write_text(code)
+    return workplace
+
+
+def type_in(words: list[str], run: Run) -> None:
+    """Run a command on the small data, with a limit on its epochs."""
+    here = {"/path/to/version_3": "lightning_logs/version_0", "30": "4"}  # 30 epochs
+    verb, *arguments = (here.get(word, word) for word in words)
+    if "gpu" in arguments:
+        devices = int(arguments[arguments.index("--trainer.devices") + 1]) if "--trainer.devices" in arguments else 1
+        if torch.accelerator.device_count() < devices:
             with pytest.raises(SystemExit):
                 run(verb, *arguments)
-        elif "val_size" in line:  # the small data have 640 images in all
-            run(verb, *arguments, "--data.val_size=100")
-        elif "max_epochs" in line or verb != "fit":
-            run(verb, *arguments)
-        else:
-            run(verb, *arguments, "--trainer.max_epochs=1")
+            return
+        if devices > 1:  # starts more processes, as tests/runs/test_distributed.py does
+            return
+    if "WandbLogger" in arguments:  # another package, which needs a network
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run(verb, *arguments, "--print_config")
+        return
+    if "--data.val_size" in arguments:  # the small data have 640 images in all
+        arguments.append("--data.val_size=100")
+    if verb == "fit" and "--ckpt_path" not in arguments:
+        arguments.append("--trainer.max_epochs=1")
+    run(verb, *arguments)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if commands(name)])
+def test_every_command_runs_in_the_order_of_the_document(
+    document: str, run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit")
+    out = capsys.readouterr().out
+    if document == "README.md":
+        shown = blocks("README.md", "text")[0].splitlines()
+        assert "\n".join(shown[: shown.index("60,074 parameters") + 1]) in out
+        for line in shown[-4:]:  # what to type next
+            assert line in out
+        assert commands(document)[0] == ["fit"]  # the run above
+    for words in commands(document)[document == "README.md" :]:
+        type_in(words, run)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a notebook's second run has a folder of its own
 def test_the_notebook_runs(
-    code: str,
-    small_data: str,
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("data").symlink_to(small_data)
+    Path("docs").symlink_to(ROOT / "docs")
     original = Trainer.__init__
     monkeypatch.setattr(Trainer, "__init__", lambda self, **options: original(self, log_every_n_steps=1, **options))
-    code = code.replace("MNISTDataModule()", "MNISTDataModule(val_size=100)")
-    exec(code, {})
-    assert "tensor([7, 2, 1, 0])" in capsys.readouterr().out  # the labels
+    codes = blocks("README.md", "python")
+    assert len(codes) >= 4
+    names: dict[str, object] = {"__name__": "notebook"}
+    for code in codes:
+        code = code.replace("MNISTDataModule()", "MNISTDataModule(val_size=100)")
+        if "Tuner" in code:  # an epoch of the small data is too short for it
+            code = code.replace("max_epochs=1", "max_epochs=20")
+        exec(code, names)
+    out = capsys.readouterr().out
+    assert "tensor([7, 2, 1, 0])" in out  # the labels
+    assert "Prediction(file='docs/digits/seven.png', answer='" in out
+    assert float(out.split()[-1]) > 0  # the learning rate
+
+
+@pytest.mark.parametrize("text", blocks("CHANGELOG.md", "yaml"))
+def test_settings_in_yaml_are_known(text: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run("fit", "--config=mine.yaml", "--print_config")
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["model"]["optimizer"]["init_args"]["lr"] == 0.001  # a part of a group keeps the rest
+
+
+def test_flags_that_the_text_names_exist(workplace: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        with contextlib.suppress(SystemExit):
+            run(verb, "--help_all" if verb == "fit" else "--help")
+    known = {*re.findall(r"--[\w.+]+", capsys.readouterr().out)}
+    assert len(known) > 80
+    texts = [prose(document) for document in DOCUMENTS if document != "CHANGELOG.md"]  # which names old flags
+    spans = [span for text in texts for span in re.findall("`(.+?)`", text)]
+    ours = [span for span in spans if span.startswith("--") or span.split()[0] in VERBS]
+    flags = {flag for span in ours for flag in re.findall(r"--[\w.+]+", span)}
+    assert len(flags) > 15
+    assert flags - known == set()
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", prose(document)):
+        if target.startswith("https://"):
+            continue
+        path = (ROOT / document).parent / target if target else ROOT / document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in [slug(line.lstrip("# ")) for line in path.read_text().splitlines() if line.startswith("#")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_the_text_names_exist(document: str) -> None:
+    places = [ROOT, ROOT / "mnist_lightning", ROOT / "configs", ROOT / "data/MNIST/raw", (ROOT / document).parent]
+    named = re.findall(r"`([\w./-]+(?:\.(?:py|md|ya?ml|txt|toml|png|gz)|/))`", prose(document))
+    named += re.findall(r"(?:\.ci|configs|docs|benchmarks|tests)/[\w./]*\w", TEXT[document])
+    assert [name for name in named if name not in MADE and not any((place / name).exists() for place in places)] == []
+
+
+def test_line_counts_are_those_of_the_files() -> None:
+    printed = {
+        name: int(count.replace(",", ""))
+        for name, count in re.findall(r"^\| `([\w/]+(?:\.py|/))` \| ([\d,]+) \|", README, re.MULTILINE)
+    }
+    assert len(printed) >= 10
+    for name in printed:
+        path = ROOT / "mnist_lightning" / name
+        files = path.glob("*.py") if path.is_dir() else [path]
+        printed[name] -= sum(len(file.read_text().splitlines()) for file in files)
+    assert printed == dict.fromkeys(printed, 0), "lines too many in the README"
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"mnist_lightning-([\d.]+)-py3", README) == [version]
+    assert re.findall(r"^## (.+)", TEXT["CHANGELOG.md"], re.MULTILINE)[0] == version
 
 
 def test_tensorboard_shows_the_runs(run: Run) -> None:

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import DATA
+from helpers import DATA, FIRST, LAST, curves, load, right_answers
 from lightning.pytorch import Callback, LightningModule, Trainer
-from processes import wait_for
-from test_resume import FIRST, LAST, Outcome, enter, load
-
-from mnist_lightning import LeNet, archive
+from processes import Outcome, enter, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +55,9 @@ def torchrun(*arguments: str) -> list[subprocess.Popen[bytes]]:
 
 
 def popen(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # for ShardRecorder
+    environment = os.environ | {
+        "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
+    }  # for ShardRecorder
     with Path("log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *arguments], stdout=log, stderr=log, env=environment, start_new_session=True
@@ -74,7 +72,6 @@ def run(processes: list[subprocess.Popen[bytes]]) -> None:
 def test_two_processes_share_the_images(start: Callable[..., list[subprocess.Popen[bytes]]], workplace: Path) -> None:
     run(start("fit", "--trainer.max_epochs=2", "--trainer.callbacks=test_distributed.ShardRecorder"))
 
-    images, labels = archive.read(DATA, "train")
     assert load(LAST)["global_step"] == 2 * 215  # 55,000 images, 2 x 128 a step
     shards = [[Path(f"epoch_{e}_rank_{r}").read_text().split() for r in (0, 1)] for e in (0, 1)]
     for epoch in shards:
@@ -83,14 +80,8 @@ def test_two_processes_share_the_images(start: Callable[..., list[subprocess.Pop
     assert {*shards[0][0]} != {*shards[1][0]}
 
     run(start("test", "--ckpt_path=last"))
-    network = LeNet()
-    weights = load(LAST)["state_dict"].items()
-    network.load_state_dict({name.removeprefix("network."): weight for name, weight in weights})
-    images, labels = archive.read(DATA, "test")
-    with torch.no_grad():
-        right = int((network((images[:, None] / 255 - 0.5) / 0.5).argmax(1) == labels).sum())
-    logged = Outcome().curves["test/acc"]
-    assert [(step, round(value * 10_000, 2)) for step, value in logged] == [(429, right)]
+    logged = curves()["test/acc"]
+    assert [(step, round(value * 10_000, 2)) for step, value in logged] == [(429, right_answers(LAST))]
 
 
 SHORT = [

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from helpers import FIRST, SECOND, differences, events, load
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
-from test_resume import differences, load
 from torch import Tensor, nn
 
 from mnist_lightning import LeNet, archive
 from mnist_lightning.runs.figures import matrix, tiles
-
-FIRST, SECOND = Path("lightning_logs/version_0"), Path("lightning_logs/version_1")
-
-
-def events(run: Path) -> EventAccumulator:
-    return EventAccumulator(str(run), size_guidance={"images": 0}, purge_orphaned_data=False).Reload()
 
 
 def steps(run: Path) -> dict[str, list[int]]:
@@ -29,11 +22,11 @@ def steps(run: Path) -> dict[str, list[int]]:
     return {name: [image.step for image in accumulator.Images(name)] for name in accumulator.Tags()["images"]}
 
 
-def picture(run: Path, name: str) -> np.ndarray:
+def figure(run: Path, name: str) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(events(run).Images(name)[-1].encoded_image_string)))
 
 
-def test_a_run_shows_its_pictures_at_the_steps_of_its_curves(run: Run) -> None:
+def test_a_run_shows_its_figures_at_the_steps_of_its_curves(run: Run) -> None:
     run("fit", "--model.optimizer.lr=0.1")
     assert steps(FIRST) == {
         "first_batch": [0],
@@ -67,17 +60,17 @@ def test_the_accuracies_of_the_digits_are_those_of_the_whole(run: Run, small_dat
 
 def test_the_first_batch_is_what_the_network_receives(run: Run) -> None:
     run("fit", "--trainer.max_epochs=1")
-    run("fit", "--trainer.max_epochs=1", "--data.rotation=40", "--data.translation=3")
-    plain, distorted = (picture(path, "first_batch") for path in (FIRST, SECOND))
+    run("fit", "--trainer.max_epochs=1", "--data.distortion.rotation=40", "--data.distortion.translation=3")
+    plain, distorted = (figure(path, "first_batch") for path in (FIRST, SECOND))
     assert plain.shape == distorted.shape
     # The same images, as the order is the seed's, but not the same pixels.
     assert (plain != distorted).mean() > 0.05
 
 
 def test_one_flag_turns_them_off_and_changes_nothing_else(run: Run) -> None:
-    arguments = ["--model.network=ConvNet", "--model.optimizer.lr=0.1", "--data.rotation=10"]
+    arguments = ["--model.network=ConvNet", "--model.optimizer.lr=0.1", "--data.distortion.rotation=10"]
     run("fit", *arguments)
-    run("fit", *arguments, "--pictures=false")
+    run("fit", *arguments, "--figures=false")
     assert steps(SECOND) == {}
     assert not events(SECOND).Tags()["graph"]
     for name in ("best", "last"):
@@ -97,7 +90,7 @@ def test_one_flag_turns_them_off_and_changes_nothing_else(run: Run) -> None:
     )
 
 
-def test_a_run_that_goes_on_shows_each_picture_once(run: Run) -> None:
+def test_a_run_that_goes_on_shows_each_figure_once(run: Run) -> None:
     run("fit", "--trainer.max_epochs=3")
     run("fit", "--ckpt_path=best", "--trainer.max_epochs=4")
     shown = steps(FIRST)
@@ -105,22 +98,9 @@ def test_a_run_that_goes_on_shows_each_picture_once(run: Run) -> None:
     assert shown["first_batch"] == [0]
 
 
-class Untraceable(nn.Module):
-    """A network that torch can't trace, and which has no convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(784, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
-            raise RuntimeError("can't be traced")
-        return self.linear(images.flatten(1))
-
-
-@pytest.mark.filterwarnings("ignore:TensorBoard will not show the network's graph")
+@pytest.mark.filterwarnings("ignore:TensorBoard will not show the graph of the network")
 def test_a_network_that_cant_be_drawn_is_trained_all_the_same(run: Run) -> None:
-    run("fit", "--model.network=test_figures.Untraceable")
+    run("fit", "--model.network=helpers.Untraceable")
     assert sorted(steps(FIRST)) == ["first_batch", "val/confusion", "val/worst_mistakes"]
     assert load(FIRST / "checkpoints/last.ckpt")["global_step"] == 10
 

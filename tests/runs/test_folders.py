@@ -2,7 +2,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import Program
+from helpers import DATA, LAST
+from processes import wait_for
 
+from mnist_lightning.errors import CheckpointError, UserError
 from mnist_lightning.runs import folders
 
 
@@ -34,7 +38,7 @@ def test_best_and_last_are_those_of_the_newest_run_that_has_one(tmp_path: Path) 
 
 @pytest.mark.parametrize("logs", [".", "missing"])
 def test_no_checkpoint_at_all_is_an_error(tmp_path: Path, logs: str) -> None:
-    with pytest.raises(runs.NoCheckpointError, match=r"no run in .* has a checkpoints/last\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no run in .* has a checkpoints/last\.ckpt"):
         folders.find_checkpoint("last", tmp_path / logs)
 
 
@@ -54,7 +58,46 @@ def test_configurations_are_listed_first_to_newest(tmp_path: Path) -> None:
 
 def test_the_run_of_a_checkpoint_is_the_folder_with_its_configuration(tmp_path: Path) -> None:
     run = make_run(tmp_path, "version_0", "best")
-    assert folders.of_checkpoint(run / "checkpoints/best.ckpt") == run
+    assert folders.run_of(run / "checkpoints/best.ckpt") == run
     (run / "config.yaml").unlink()
-    assert folders.of_checkpoint(run / "checkpoints/best.ckpt") is None
-    assert folders.of_checkpoint(tmp_path / "best.ckpt") is None
+    assert folders.run_of(run / "checkpoints/best.ckpt") is None
+    assert folders.run_of(tmp_path / "best.ckpt") is None
+
+
+def test_every_way_to_name_a_checkpoint_finds_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "version_0", "best", "last")
+    make_run(tmp_path, "version_1")
+    best, last = (run / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    for name in ("best", "version_0", run, best):
+        assert folders.find_checkpoint(name, tmp_path) == best
+    for name in ("last", "version_0", str(run), last):
+        assert folders.find_checkpoint(name, tmp_path, prefer="last") == last
+    with pytest.raises(CheckpointError, match=r"version_1 has no checkpoints/best\.ckpt"):
+        folders.find_checkpoint("version_1", tmp_path)
+
+
+def test_a_run_can_be_locked_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "version_0")
+    folders.status_file(run).write_text('{"process": 7, "host": "here"}')
+    assert not folders.is_running(run)
+    held = folders.lock(run)
+    assert folders.is_running(run)
+    with pytest.raises(UserError, match="version_0 is being trained by process 7 on here"):
+        folders.lock(run)
+    held.release()
+    assert not folders.is_running(run)
+
+
+@pytest.mark.slow
+def test_a_second_fit_of_a_running_run_is_refused_and_a_kill_frees_it(program: Program) -> None:
+    options = [f"--data.root={DATA}", "--trainer.accelerator=cpu", "--trainer.max_epochs=100"]
+    first = program("fit", *options)
+    wait_for(LAST.exists)
+    second = program("fit", "--ckpt_path=last", *options)
+    assert second.wait(timeout=60) == 1
+    assert f"lightning_logs/version_0 is being trained by process {first.pid} on " in second.communicate()[1]
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    third = program("fit", "--ckpt_path=last", f"--data.root={DATA}", "--trainer.max_steps=500")
+    assert third.wait(timeout=60) == 0

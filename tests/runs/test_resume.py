@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,15 @@ import pytest
 import torch
 import yaml
 from conftest import Run
-from processes import EXIT_CODES, fit, start, stop_at, wait_for
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from helpers import BEST, FIRST, LAST, curves, differences, fit_in_notebook, load
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import EXIT_CODES, Outcome, enter, fit, start, stop_at, wait_for
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_lightning import DigitClassifier, LeNet
-
-FIRST = Path("lightning_logs/version_0")
-BEST, LAST = (FIRST / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
-
-
-def curves(run: Path = FIRST) -> dict[str, list[tuple[int, float]]]:
-    """The points of each scalar, all that the files hold."""
-    events = EventAccumulator(str(run), purge_orphaned_data=False).Reload()
-    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
-
+from mnist_lightning import DigitClassifier, ExactResume, LeNet
 
 # The same run: its folder, its configuration, its curves.
 
@@ -52,7 +42,7 @@ def test_fit_goes_on_in_the_folder_of_the_run_with_its_configuration(run: Run) -
         }
     assert load(LAST)["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.5
     assert load(LAST)["global_step"] == 20
-    with pytest.raises(SystemExit, match=r"is of a finished run: its --trainer\.max_epochs 4 are done"):
+    with pytest.raises(SystemExit, match="belongs to a finished run: max_epochs is 4"):
         run("fit", "--ckpt_path=last")  # the newest configuration counts
     for name, points in curves().items():
         at_epochs_ends = name in ("train/acc", "val/acc", "val/loss") or name.startswith("val_acc_of_digit/")
@@ -163,7 +153,7 @@ def test_what_does_not_fit_into_the_epoch_leaves_the_run_as_it_was(run: Run, mon
         run("fit", "--checkpoint.every_n_steps=1")
     files = [*FIRST.glob("config*"), *FIRST.glob("checkpoints/*")]
     before, points = {path: path.read_bytes() for path in files}, curves()
-    with pytest.raises(SystemExit, match=r"from within an epoch, begun with batch_size 128; .* and got 100"):
+    with pytest.raises(SystemExit, match=r"lies within an epoch that has batch_size 128; .* and found 100"):
         run("fit", "--ckpt_path=last", "--data.batch_size=100")
     assert [*FIRST.glob("config*"), *FIRST.glob("checkpoints/*")] == files
     assert ({path: path.read_bytes() for path in files}, curves()) == (before, points)
@@ -177,6 +167,63 @@ def test_last_is_written_every_so_many_steps(every: int, run: Run, monkeypatch: 
     assert load(LAST)["global_step"] == 8
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+@pytest.mark.parametrize("step", [7, 10, 12])
+def test_a_notebook_goes_on_from_any_step_with_one_callback(step: int, small_data: str, tmp_path: Path) -> None:
+    """With 5 steps an epoch, a checkpoint from within the second, from its end, and from within the third."""
+
+    def model() -> DigitClassifier:
+        seed_everything(7)
+        return DigitClassifier(
+            LeNet(),
+            optimizer=partial(SGD, lr=0.1, momentum=0.9),
+            lr_scheduler=partial(OneCycleLR, max_lr=0.1),
+            lr_interval="step",
+        )
+
+    every_step = ModelCheckpoint(dirpath=tmp_path / "steps", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, continued = model(), model()
+    fit_in_notebook(whole, small_data, tmp_path, max_epochs=3, callbacks=[ExactResume(), every_step])
+    seed_everything(8)  # the order goes on with the seed that it began with
+    path = tmp_path / f"steps/step={step}.ckpt"
+    fit_in_notebook(continued, small_data, tmp_path, path, max_epochs=3, callbacks=ExactResume())
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, continued.state_dict()[name]), name
+
+
+def test_numbers_of_numpy_in_a_notebook_leave_plain_data(small_data: str, tmp_path: Path) -> None:
+    model = DigitClassifier(LeNet(), optimizer=partial(SGD, lr=np.float64(0.1)))
+    trainer = fit_in_notebook(model, small_data, tmp_path, callbacks=ExactResume())
+    trainer.save_checkpoint(tmp_path / "notebook.ckpt")
+    assert load(tmp_path / "notebook.ckpt")["optimizer_states"][0]["param_groups"][0]["lr"] == 0.1
+
+
+def test_without_the_callback_the_images_still_follow_from_seed_and_epoch(small_data: str, tmp_path: Path) -> None:
+    class Recording(DigitClassifier):
+        seen: list[Tensor]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.seen.append(batch[0].clone())
+            return super().training_step(batch, batch_idx)
+
+    def images(draws: int) -> Tensor:
+        seed_everything(7)
+        torch.rand(draws)  # another random state
+        model = Recording(LeNet())
+        model.seen = []
+        fit_in_notebook(model, small_data, tmp_path, callbacks=[])
+        return torch.cat(model.seen)
+
+    assert torch.equal(images(1), images(2))
+
+
+def test_a_data_module_of_another_kind_is_named(tmp_path: Path) -> None:
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
+    trainer = Trainer(callbacks=ExactResume(), **options)
+    with pytest.raises(TypeError, match="ExactResume needs a DigitClassifier and an MNISTDataModule"):
+        trainer.fit(DigitClassifier(LeNet()), loader := torch.utils.data.DataLoader([1]), loader)
+
+
 # Bit for bit.
 
 MOMENTS = {  # the method in which the run is stopped, and its call; with 9 steps and 2 batches of validation an epoch
@@ -188,29 +235,15 @@ MOMENTS = {  # the method in which the run is stopped, and its call; with 9 step
 }
 
 
-class NoisyNetwork(nn.Module):
-    """Random augmentation, by all three generators, and dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lenet = LeNet()
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training:
-            images = images.roll((random.randint(-2, 2), int(np.random.randint(-2, 3))), (2, 3))
-            images = images + 0.1 * torch.randn_like(images)
-        return F.dropout(self.lenet(images), 0.2, self.training)
-
-
 DEFAULTS: list[str] = []
 NOISY = [
-    "--model.network=test_resume.NoisyNetwork",
+    "--model.network=helpers.NoisyNetwork",
     "--model.optimizer.lr=0.1",
     "--model.lr_scheduler=OneCycleLR",
     "--model.lr_scheduler.max_lr=0.1",
     "--model.lr_interval=step",
-    "--data.rotation=20",
-    "--data.elastic=1",
+    "--data.distortion.rotation=20",
+    "--data.distortion.elastic=1",
     "--data.fade=0.5",
 ]
 OTHERS = {
@@ -228,30 +261,6 @@ OTHERS = {
 }
 
 
-def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Name the places at which two checkpoints differ, to the last bit."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = one.keys() | other.keys()
-        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{where}/{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [line for index, pair in pairs for line in differences(*pair, f"{where}/{index}")]
-    same = torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
-    return [] if same else [where]
-
-
-class Outcome:
-    """All that a run in the current folder has left that could differ: both checkpoints and every scalar."""
-
-    def __init__(self) -> None:
-        self.checkpoints = {path.name: load(path) for path in (BEST, LAST)}
-        self.curves = curves()
-
-    def assert_same(self, other: "Outcome") -> None:
-        assert differences(self.checkpoints, other.checkpoints) == []
-        assert self.curves == other.curves
-
-
 @pytest.fixture
 def arguments(small_data: str) -> list[str]:
     return [
@@ -263,11 +272,6 @@ def arguments(small_data: str) -> list[str]:
         "--trainer.enable_progress_bar=false",
         "--checkpoint.every_n_steps=2",
     ]
-
-
-def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir()
-    monkeypatch.chdir(folder)
 
 
 def outcome(arguments: list[str], stops: list[tuple[str, str, int]]) -> Outcome:

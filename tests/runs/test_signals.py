@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATA, Program, Run
+from conftest import Program, Run
+from helpers import DATA, LAST
 from processes import fit, start, wait_for
-
-LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])

@@ -1,41 +1,54 @@
-"""A network in other programs: the same digit for each of the 10,000 test images, and the same logits."""
+"""A network in other programs: the same digit in each of the 10,000 test images, and the same logits."""
 
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import DATA, Run
-from test_networks import Net
+from helpers import BEST, DATA, FIRST, Net, load
 from torch import Tensor
 
-from mnist_lightning import DigitClassifier, LeNet, archive
+from mnist_lightning import DigitClassifier, archive
 from mnist_lightning.cli import main
-
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
-
 
 ONE_VIEW, NINE_VIEWS = "--model.network.shift=0", "--model.network.shift=0.75"
 
 
-@pytest.fixture(params=[ONE_VIEW])
-def checkpoint(run: Run, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a short run of ConvNet, whose layers normalise, with a normalisation of its own. Trained once, then copied."""
-    kept = tmp_path_factory.getbasetemp() / request.param
-    if not kept.exists():
-        network = ["--model.network=ConvNet", request.param, "--model.optimizer.lr=0.1"]
-        run("fit", *network, "--data.mean=0.1", "--data.std=0.3", f"--trainer.default_root_dir={kept}")
-    shutil.copytree(kept / "lightning_logs", "lightning_logs")
+@pytest.fixture(scope="module", params=[ONE_VIEW])
+def convnet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logs of a ConvNet, which has batch normalization, trained on images with an unusual mean and std."""
+    folder = tmp_path_factory.mktemp("convnet")
+    network = ["--model.network=ConvNet", request.param, "--model.optimizer.lr=0.1", "--figures=false"]
+    data = [f"--data.root={DATA}", "--data.mean=0.1", "--data.std=0.3", "--data.val_size=100"]
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=10", "--trainer.log_every_n_steps=10"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lightning"])
+        main(["fit", *network, *data, *quick, f"--trainer.default_root_dir={folder}"])
+    return folder / "lightning_logs"
+
+
+@pytest.fixture
+def checkpoint(convnet: Path, workplace: Path) -> Path:
+    """The checkpoint of a ConvNet."""
+    shutil.copytree(convnet, "lightning_logs")
+    return BEST
+
+
+@pytest.fixture
+def lenet(trained: Path, workplace: Path) -> Path:
+    """The checkpoint of a LeNet."""
+    shutil.copytree(trained, "lightning_logs")
     return BEST
 
 
 thoroughly = pytest.mark.parametrize(
-    ("checkpoint", "images"),
+    ("convnet", "images"),
     [
         (ONE_VIEW, 1_000),
         pytest.param(ONE_VIEW, 10_000, marks=pytest.mark.slow),
@@ -45,7 +58,7 @@ thoroughly = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")  # read before others take the place of the archives
+@pytest.fixture(scope="module")  # read before a test replaces the archives
 def images(request: pytest.FixtureRequest) -> Tensor:
     return archive.read(DATA, "test")[0][: getattr(request, "param", 10_000)]
 
@@ -53,23 +66,44 @@ def images(request: pytest.FixtureRequest) -> Tensor:
 def expected(images: Tensor, mean: float = 0.1, std: float = 0.3) -> Tensor:
     model = DigitClassifier.load_from_checkpoint(BEST).eval()
     with torch.no_grad():
-        return torch.cat([model((batch[:, None] / 255 - mean) / std) for batch in images.split(1_000)])
+        return torch.cat([model((batch[:, None] / 255 - mean) / std) for batch in images.split(500)])
 
 
 def check(logits: Tensor, probabilities: Tensor, images: Tensor) -> None:
-    checkpoints = expected(images)
+    logits_of_checkpoint = expected(images)
     assert logits.shape == probabilities.shape == (len(images), 10)
     assert logits.dtype == probabilities.dtype == torch.float32
-    assert torch.equal(logits.argmax(1), checkpoints.argmax(1))
-    assert (logits - checkpoints).abs().max() < 1e-4
-    temperature = torch.load(BEST, weights_only=True)["calibration"]["temperature"]
-    assert temperature != 1
-    assert torch.allclose(probabilities, (checkpoints / temperature).softmax(1), atol=1e-5)
+    assert torch.equal(logits.argmax(1), logits_of_checkpoint.argmax(1))
+    assert (logits - logits_of_checkpoint).abs().max() < 1e-4
+    assert torch.allclose(probabilities, logits_of_checkpoint.softmax(1), atol=1e-5)
+
+
+def description(file: str) -> dict[str, Any]:
+    """Check that the JSON file of an exported network says where the network comes from, and return its content."""
+    described = json.loads(Path(f"{file}.json").read_text())
+    content = load(BEST)
+    assert described["file"] == file
+    assert described["validation"] == content["calibration"]
+    best_score = content["callbacks"]["CheckpointWriter"]["best_score"]
+    assert described["validation"]["accuracy"] == pytest.approx(best_score)
+    assert described["validation"]["images"] == 100
+    assert (described["run"], described["checkpoint"]) == (str(FIRST), str(BEST))
+    assert described["step"] == described["validation"]["step"] == content["global_step"]
+    assert described["network"] == "mnist_lightning.networks.ConvNet"
+    assert described["arguments"] == content["hyper_parameters"]["network"]["init_args"]
+    return described
+
+
+def check_interface(file: str) -> None:
+    """Check that the description has the inputs and outputs of a file with normalization and softmax."""
+    described = description(file)
+    assert described["inputs"]["images"]["dtype"] == "uint8"
+    assert list(described["outputs"]) == ["logits", "probabilities"]
 
 
 @thoroughly
-def test_onnx(checkpoint: Path, images: Tensor) -> None:
-    main(["export", "--ckpt_path=best", "--output=digits.onnx"])
+def test_onnx_gives_the_same_logits_and_probabilities(checkpoint: Path, images: Tensor) -> None:
+    main(["export", "digits.onnx", "--ckpt_path=best"])
     session = onnxruntime.InferenceSession("digits.onnx")
     (input_,) = session.get_inputs()
     assert (input_.name, input_.type, input_.shape[1:]) == ("images", "tensor(uint8)", [28, 28])
@@ -79,22 +113,24 @@ def test_onnx(checkpoint: Path, images: Tensor) -> None:
     check(torch.from_numpy(logits), torch.from_numpy(probabilities), images)
     one, _ = session.run(None, {"images": images[:1].numpy()})
     assert np.allclose(one, logits[:1], atol=1e-4)
-    # No other file, where ONNX could keep weights.
+    # ONNX could also keep weights in another file.
     assert sorted(path.name for path in Path().glob("digits*")) == ["digits.onnx", "digits.onnx.json"]
+    check_interface("digits.onnx")
 
 
 @thoroughly
-def test_torch_export(checkpoint: Path, images: Tensor) -> None:
-    main(["export", "--ckpt_path=best", "--output=digits.pt2"])
+def test_torch_export_gives_the_same_logits_and_probabilities(checkpoint: Path, images: Tensor) -> None:
+    main(["export", "digits.pt2", "--ckpt_path=best"])
     module = torch.export.load("digits.pt2").module()
     with torch.no_grad():
         logits, probabilities = zip(*[module(batch) for batch in images.split(1_000)], strict=True)
     check(torch.cat(logits), torch.cat(probabilities), images)
+    check_interface("digits.pt2")
 
 
 @pytest.mark.slow
-def test_torch_export_in_a_process_that_knows_nothing_of_this_project(checkpoint: Path, images: Tensor) -> None:
-    main(["export", "--ckpt_path=best", "--output=digits.pt2"])
+def test_torch_export_needs_nothing_of_this_project(checkpoint: Path, images: Tensor) -> None:
+    main(["export", "digits.pt2", "--ckpt_path=best"])
     torch.save(images, "images.pt")
     code = """
 import sys
@@ -110,92 +146,84 @@ assert "mnist_lightning" not in sys.modules
     assert torch.allclose(one, logits[:1], atol=1e-4)
 
 
-def test_the_tutorials_net_takes_the_weights(run: Run, images: Tensor) -> None:
-    run("fit")
-    main(["export", "--ckpt_path=best", "--output=mnist_net.pth"])
+def test_the_network_of_the_tutorial_loads_the_weights(lenet: Path, images: Tensor) -> None:
+    main(["export", "mnist_net.pth", "--ckpt_path=best"])
     net = Net()
     net.load_state_dict(torch.load("mnist_net.pth"))
     with torch.no_grad():
-        logits = net((images[:, None] / 255 - 0.5) / 0.5)
+        logits = torch.cat([net((batch[:, None] / 255 - 0.5) / 0.5) for batch in images.split(500)])
     assert torch.allclose(logits, expected(images, 0.5, 0.5), atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".onnx", ".pt2"])
-def test_the_file_beside_says_what_it_is(suffix: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["export", f"--output=digits{suffix}"])
-    said = json.loads(Path(f"digits{suffix}.json").read_text())
-    content = torch.load(BEST, weights_only=True)
-    assert said["file"] == f"digits{suffix}"
-    assert said["validation"] == content["calibration"]
-    assert said["validation"]["accuracy"] == pytest.approx(content["callbacks"]["CheckpointWriter"]["best_score"])
-    assert said["validation"]["images"] == 100
-    assert (said["run"], said["checkpoint"]) == ("lightning_logs/version_0", str(BEST))
-    assert said["step"] == said["validation"]["step"] == content["global_step"]
-    assert said["network"] == "mnist_lightning.networks.ConvNet"
-    assert said["arguments"] == {"dropout": 0.25, "shift": 0.0}
-    if suffix == ".pth":
-        assert said["inputs"]["images"]["shape"] == ["N", 1, 28, 28]
-        assert "- 0.1) / 0.3" in said["inputs"]["images"]["values"]
-    else:
-        assert said["inputs"]["images"]["dtype"] == "uint8"
-        assert list(said["outputs"]) == ["logits", "probabilities"]
-    assert f"digits{suffix}.json" in capsys.readouterr().out
+def test_pth_files_come_with_a_description(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", "digits.pth"])
+    described = description("digits.pth")
+    assert described["arguments"] == {"dropout": 0.25, "shift": 0.0}
+    assert described["inputs"]["images"]["shape"] == ["N", 1, 28, 28]
+    assert "- 0.1) / 0.3" in described["inputs"]["images"]["values"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"Checkpoint: {BEST}",
+        "Written:    digits.pth, described in digits.pth.json",
+    ]
 
 
-def test_nothing_is_replaced_unless_it_is_asked_for(checkpoint: Path) -> None:
+def test_files_are_replaced_only_with_overwrite(lenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def export(name: str, *flags: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["export", name, *flags])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
     Path("digits.pth").write_text("mine")
-    with pytest.raises(SystemExit, match=r"--output is digits\.pth, which is there already; .* or --overwrite"):
-        main(["export", "--output=digits.pth"])
+    assert "FILE: digits.pth already exists; expected a new name, or --overwrite" in export("digits.pth")
     assert Path("digits.pth").read_text() == "mine"
     assert not Path("digits.pth.json").exists()
-    main(["export", "--output=digits.pth", "--overwrite"])
-    assert "conv1.weight" not in torch.load("digits.pth")  # ConvNet's are called otherwise
+    main(["export", "digits.pth", "--overwrite"])
+    assert torch.load("digits.pth").keys() == Net().state_dict().keys()
     Path("other.pth.json").write_text("mine")
-    with pytest.raises(SystemExit, match=r"other\.pth\.json, which is there already"):
-        main(["export", "--output=other.pth"])
+    assert "other.pth.json already exists; expected a new name, or --overwrite" in export("other.pth")
+    assert Path("other.pth.json").read_text() == "mine"
+    assert not Path("other.pth").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=digits.tflite"], "--output is digits.tflite; expected a name that ends in .pth, .onnx, .pt2"),
-        (["--output=digits"], "--output is digits; expected a name that ends in .pth, .onnx, .pt2"),
-        (["--output=no/digits.onnx"], "--output is no/digits.onnx, and there is no folder no"),
-        ([], "the following arguments are required: --output"),
-        (["--output=digits.pth", "--ckpt_path=missing.ckpt"], "missing.ckpt (--ckpt_path) is not a file"),
+        (["digits.tflite"], "digits.tflite has an unknown format; expected a name that ends in .pth, .onnx, .pt2"),
+        (["digits"], "digits has an unknown format; expected a name that ends in .pth, .onnx, .pt2"),
+        (["no/digits.onnx"], "the folder no does not exist"),
+        ([], "the following arguments are required: FILE"),
+        (["--output=digits.pth"], "the following arguments are required: FILE"),
+        ([f"{'x' * 300}.pth"], "can't be written: File name too long"),
+        (["digits.pth", "--ckpt_path=missing.ckpt"], "--ckpt_path: missing.ckpt is not a file; expected best, last"),
     ],
 )
-def test_what_cant_be_done_is_said(
-    arguments: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str]
+def test_an_error_names_the_argument_and_what_was_found(
+    arguments: list[str], message: str, lenet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("fit", "--trainer.max_epochs=1")
+    before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main(["export", *arguments])
     assert stop.value.code
     assert message in f"{capsys.readouterr().err}{stop.value.code}"
-
-
-class Branching(LeNet):
-    """A network that computes one thing or another, by the images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images if images.sum() > 0 else -images)
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_a_network_that_torch_cant_follow_is_named(suffix: str, run: Run) -> None:
-    run("fit", "--trainer.max_epochs=1", "--model.network=test_export.Branching", "--pictures=false")
-    with pytest.raises(SystemExit, match=r"torch\.export can't follow the network .*; a \.pth file takes any"):
-        main(["export", f"--output=digits{suffix}"])
+def test_a_network_that_torch_cant_follow_is_refused_except_in_pth_files(suffix: str, lenet: Path) -> None:
+    content = load(BEST)
+    content["hyper_parameters"]["network"]["class_path"] = "helpers.Branching"
+    torch.save(content, BEST)
+    with pytest.raises(SystemExit, match=r"torch\.export can't follow the network .*; a \.pth file can hold any network"):
+        main(["export", f"digits{suffix}"])
     assert list(Path().glob("digits*")) == []
-    main(["export", "--output=digits.PTH"])
+    main(["export", "digits.PTH"])
     assert "conv1.weight" in torch.load("digits.PTH")
 
 
-def test_a_package_that_is_missing_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("fit", "--trainer.max_epochs=1")
+def test_a_missing_package_is_named(lenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SystemExit, match=r"pip install 'mnist-lightning\[export\]'"):
-        main(["export", "--output=digits.onnx"])
+    with pytest.raises(SystemExit, match=r"ONNX files need onnxscript: pip install 'mnist-lightning\[export\]'"):
+        main(["export", "digits.onnx"])
     assert list(Path().glob("digits*")) == []
     assert list(Path().glob("*.partial")) == []

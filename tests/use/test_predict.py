@@ -1,66 +1,83 @@
-"""`predict`, as people use it: on pictures of their own, and on the test set."""
+"""`predict`, as people use it: on photos of their own, and on the test images."""
 
 import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Run
+from conftest import Program, Run
+from helpers import BEST, DATA, ROOT, load
 from PIL import Image, ImageDraw, ImageFont
 
-from mnist_lightning import DigitClassifier
+from mnist_lightning import DigitReader
 from mnist_lightning.cli import main
+from mnist_lightning.errors import PhotoError
+from mnist_lightning.use.predict import find
 
-BEST = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+DIGITS = ["2", "3", "5", "7"]
+DIGIT_FILES = [f"scans/{digit}.png" for digit in DIGITS]
 
 
 @pytest.fixture
-def pictures(trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with digits that are named after what they are, and with what is none; and the run."""
+def scans(trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with photos that are named after their digits, with other files, and a run beside it."""
     monkeypatch.setattr("sys.argv", ["mnist_lightning"])
     shutil.copytree(trained, "lightning_logs")
     Path("scans").mkdir()
-    for digit in (2, 3, 5, 7):
-        picture = Image.new("L", (300, 300), 240)
-        ImageDraw.Draw(picture).text((90, 10), str(digit), 20, ImageFont.load_default(220))
-        picture.save(f"scans/{digit}.png")
+    for digit in DIGITS:
+        photo = Image.new("L", (300, 300), 240)
+        ImageDraw.Draw(photo).text((90, 10), digit, 20, ImageFont.load_default(220))
+        photo.save(f"scans/{digit}.png")
     Image.new("RGB", (60, 60), "white").save("scans/blank.png")
     Path("scans/text.jpg").write_text("no picture")
-    Path("scans/notes.txt").write_text("not even by its name")
+    Path("scans/notes.txt").write_text("not a picture by its name either")
     return Path("scans")
 
 
 def rows(out: str) -> list[list[str]]:
-    return [line.split(maxsplit=2) for line in out.splitlines()[1:] if line.startswith("scans")]
+    """Return the file, the answer and the rest of each line about a photo."""
+    return [line.split(maxsplit=2) for line in out.splitlines() if line.startswith("scans")]
 
 
-def test_a_row_for_each_picture_and_the_reason_where_there_is_no_digit(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+def predictions(*arguments: str) -> list[dict[str, Any]]:
+    """Run `predict`, and return what it writes."""
+    main(["predict", *arguments, "--output=out.json", "--overwrite"])
+    return json.loads(Path("out.json").read_text())
+
+
+def test_each_photo_gets_a_line_with_its_digit_or_with_the_reason_why_there_is_none(
+    scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["predict", "--ckpt_path=best", "--data.images=scans"])
+    main(["predict", "scans", "--ckpt_path=best"])
     out = capsys.readouterr().out
-    assert out.splitlines()[0].split("  ")[0] == "file"
+    assert out.splitlines()[0] == f"Checkpoint: {BEST}"
+    assert out.splitlines()[1].split() == ["file", "answer", "confidence", "second", "choice"]
     read = {Path(file).stem: (answer, rest) for file, answer, rest in rows(out)}
-    assert list(read) == ["2", "3", "5", "7", "blank", "text"]
-    for digit in ("2", "3", "5", "7"):
+    assert list(read) == [*DIGITS, "blank", "text"]
+    for digit in DIGITS:
         answer, rest = read[digit]
         assert answer == digit or (answer == "unsure" and f"for {digit} " in rest)
     assert read["blank"] == ("-", "nothing stands out from the background")
-    assert read["text"] == ("-", "is no picture that Pillow can open")
+    assert read["text"] == ("-", "is not a picture that Pillow can open")
 
 
-def test_several_names_with_and_without_quotes(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for names in (["scans/[23].png"], ["scans/2.png", "scans/3.png"], ['["scans/2.png", "scans/3.png"]']):
-        main(["predict", "--data.images", *names])
-        assert [file for file, *_ in rows(capsys.readouterr().out)] == ["scans/2.png", "scans/3.png"]
+@pytest.mark.parametrize("names", [["scans/[23].png"], ["scans/2.png", "scans/3.png"]])
+def test_photos_are_named_by_globs_or_one_by_one(
+    names: list[str], scans: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", *names])
+    assert [file for file, *_ in rows(capsys.readouterr().out)] == ["scans/2.png", "scans/3.png"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_rows_for_machines(suffix: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_are_written_for_other_programs(
+    suffix: str, scans: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = Path("predictions").with_suffix(suffix)
-    main(["predict", "--data.images=scans", f"--output={path}"])
+    main(["predict", "scans", f"--output={path}"])
     if suffix == ".json":
         written = json.loads(path.read_text())
     else:
@@ -73,34 +90,42 @@ def test_rows_for_machines(suffix: str, pictures: Path, capsys: pytest.CaptureFi
     assert 0 <= float(by_name["7"]["second_confidence"]) <= float(by_name["7"]["confidence"]) <= 1
     assert by_name["blank"]["problem"] == "nothing stands out from the background"
     assert by_name["blank"]["digit"] in ("", None)
-    # What a person reads says the same.
+    # The terminal shows the same answers.
     assert {Path(file).stem: answer.strip("-") for file, answer, _ in rows(capsys.readouterr().out)} == {
         name: row["answer"] for name, row in by_name.items()
     }
 
 
-def test_confidences_are_calibrated_and_below_the_threshold_the_answer_is_unsure(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def change(**calibration: float) -> dict[str, float]:
-        content = torch.load(BEST, weights_only=True)
-        content["calibration"] |= calibration
+def test_answers_below_the_threshold_are_unsure(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def set_threshold(threshold: float) -> list[dict[str, Any]]:
+        content = load(BEST)
+        content["calibration"]["threshold"] = threshold
         torch.save(content, BEST)
-        main(["predict", "--data.images=scans/[2357].png", "--output=out.json", "--overwrite"])
-        return {row["answer"]: row["confidence"] for row in json.loads(Path("out.json").read_text())}
+        return predictions(*DIGIT_FILES)
 
-    sharp, flat = change(temperature=1.0, threshold=0.0), change(temperature=5.0)
-    assert list(sharp) == list(flat) == ["2", "3", "5", "7"]
-    assert all(flat[digit] < sharp[digit] - 0.05 for digit in flat)
-    capsys.readouterr()
-    assert list(change(threshold=0.9999)) == ["unsure"]
-    out = capsys.readouterr().out
-    assert "unsure: below 99.99%. Of what was above, at most one in 1,000 was wrong on the 5,000 validation" in out
+    written = set_threshold(0.0)
+    assert [row["answer"] for row in written] == DIGITS
+    assert "unsure" not in capsys.readouterr().out
+    confidences = sorted(row["confidence"] for row in written)
+
+    written = set_threshold(confidences[1])  # a confidence that equals the threshold is enough
+    assert [row["answer"] == "unsure" for row in written] == [row["confidence"] < confidences[1] for row in written]
+    assert [str(row["digit"]) for row in written] == DIGITS  # an unsure answer still shows the digit
+    assert (
+        f"unsure: the confidence is below {confidences[1]:.2%}. Above it, at most one answer in 1,000 was wrong on "
+        "the 5,000 validation images."
+    ) in capsys.readouterr().out
+
+    assert {row["answer"] for row in set_threshold(1.1)} == {"unsure"}
+    assert (
+        "All answers are unsure: the network made too many mistakes on the validation images."
+        in capsys.readouterr().out
+    )
 
 
-def test_what_the_network_saw(pictures: Path) -> None:
-    main(["predict", "--data.images=scans", "--show=seen"])
-    names = ["0001_2.png", "0002_3.png", "0003_5.png", "0004_7.png"]  # none for what could not be read
+def test_show_writes_what_the_network_sees(scans: Path) -> None:
+    main(["predict", "scans", "--show=seen"])
+    names = ["0001_2.png", "0002_3.png", "0003_5.png", "0004_7.png"]  # none for files that can't be read
     assert sorted(path.name for path in Path("seen").iterdir()) == names
     with Image.open("seen/0004_7.png") as seen:
         assert (seen.size, seen.mode) == ((280, 280), "L")
@@ -108,7 +133,7 @@ def test_what_the_network_saw(pictures: Path) -> None:
         assert seen.getpixel((0, 0)) == 0
 
 
-def test_the_test_images_without_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_photos_the_test_images_are_read(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["predict", f"--data.root={DATA}", "--output=all.csv"])
     with open("all.csv", newline="") as file:
         written = list(csv.DictReader(file))
@@ -116,60 +141,88 @@ def test_the_test_images_without_pictures(pictures: Path, capsys: pytest.Capture
     assert [int(row["digit"]) for row in written[:4]] == [7, 2, 1, 0]
     assert written[9_999]["file"] == "test image 9999"
     out = capsys.readouterr().out.splitlines()
-    assert out[1].startswith("test image 0  7 ")
-    assert "... and 9,990 more" in out[11]
+    assert out[2].startswith("test image 0  7 ")
+    assert out[12] == "... and 9,990 more, which --output predictions.csv writes to a file."
 
 
-def test_pictures_need_no_archives(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_need_no_archives(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [])
-    main(["predict", "--data.images=scans/7.png"])
+    main(["predict", "scans/7.png"])
     assert not Path("data").exists()
 
 
-def test_a_run_without_validation_says_that_it_is_not_calibrated(
-    run: Run, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_without_photos_missing_archives_are_named(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [])
+    with pytest.raises(SystemExit, match=r"predict: error: --data\.root: nowhere/MNIST/raw/.* is missing, and can't"):
+        main(["predict", "--data.root=nowhere"])
+
+
+def test_a_network_that_was_not_validated_is_never_unsure(
+    run: Run, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("fit", "--data.val_size=0")
-    assert DigitClassifier.load_from_checkpoint("lightning_logs/version_1/checkpoints/best.ckpt").calibration is None
+    run("fit", "--data.val_size=0", "--trainer.max_epochs=1")
+    assert DigitReader.load("version_1").calibration is None
     capsys.readouterr()
-    main(["predict", "--data.images=scans/7.png"])
-    assert "The checkpoint has no calibration: confidences are the softmax's" in capsys.readouterr().out
+    assert {row["answer"] == str(row["digit"]) for row in predictions(*DIGIT_FILES)} == {True}
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "Checkpoint: lightning_logs/version_1/checkpoints/best.ckpt"
+    assert "The checkpoint holds no threshold for this network, so no answer is unsure." in out
 
 
-def test_a_name_that_is_no_unicode_costs_no_row(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_photo_whose_name_is_not_unicode_is_read_too(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy("scans/7.png", b"scans/bad\xff\x1b\n.png")
-    main(["predict", "--data.images=scans", "--output=out.csv", "--show=seen"])
+    main(["predict", "scans", "--output=out.csv", "--show=seen"])
     with open("out.csv", newline="", encoding="utf-8") as file:
         names = [row["file"] for row in csv.DictReader(file)]
     assert r"scans/bad\xff\x1b\n.png" in names
     assert r"scans/bad\xff\x1b\n.png " in capsys.readouterr().out
-    assert len(list(Path("seen").iterdir())) == 5  # none of those that can't be read
+    assert len(list(Path("seen").iterdir())) == 5  # none for files that can't be read
+
+
+def test_a_photo_is_read_without_the_libraries_of_training(scans: Path, program: Program) -> None:
+    """They take seconds to import."""
+    python = (
+        "import sys; from mnist_lightning.cli import main; main(sys.argv[1:]); "
+        "print({name.partition('.')[0] for name in sys.modules} & "
+        "{'lightning', 'pytorch_lightning', 'torchvision', 'torchmetrics', 'tensorboard'})"
+    )
+    process = program("predict", str(ROOT / "docs/digits/seven.png"), python=python)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "seven.png  7 " in out or " for 7 " in out
+    assert out.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.images=nowhere/*.png"], "nowhere/*.png (--data.images) names no file, no folder with pictures"),
-        ([f"--data.images={'x' * 300}.png"], "(--data.images) can't be looked up: [Errno 36] File name too long"),
-        (["--data.images=~nosuchuser/x.png"], "~nosuchuser/x.png (--data.images) can't be looked up"),
-        (["--data.images="], "images (--data.images) is empty; expected names of files, folders or globs"),
-        (["--data.images=scans", "--trainer.limit_predict_batches=0"], "there is nothing to predict on"),
-        (["--data.images=scans/blank.png"], "there is no picture among these that can be read"),
-        (["--data.images=scans", "--output=out.txt"], "--output is out.txt; expected a name that ends in .csv, .json"),
-        (["--data.images=scans", "--output=no/out.csv"], "--output is no/out.csv, and there is no folder no"),
+        (["nowhere/*.png"], "error: nowhere/*.png matches no photos; expected a file, a folder or a glob"),
+        (["scans/7.png", "empty"], "error: empty matches no photos; expected a file, a folder or a glob"),
+        ([f"{'x' * 300}.png"], "xxx.png can't be looked up: [Errno 36] File name too long"),
+        (["~nosuchuser/x.png"], "error: ~nosuchuser/x.png can't be looked up: Could not determine home directory"),
+        ([""], "error: the name of a photo is empty"),
+        (["scans/blank.png"], "error: no photo could be read"),
         (
-            ["--data.images=scans", "--output=there.csv"],
-            "--output is there.csv, which is there already; expected a new",
+            ["scans", "--output=out.txt"],
+            "--output: out.txt has an unknown format; expected a name that ends in .csv, .json",
         ),
-        (["--data.images=scans", "--show=scans"], "--show is scans, which is there already"),
-        (["--data.images=scans", "--show=there.csv"], "--show is there.csv, which is a file; expected a folder"),
-        (["--data.images=scans", "--trainer.devices=2"], "--trainer.devices is 2; expected 1"),
+        (["scans", "--output=no/out.csv"], "error: --output: the folder no does not exist"),
+        (["scans", "--output=there.csv"], "error: --output: there.csv already exists; expected a new name, or"),
+        (["scans", "--output=empty.csv"], "error: --output: empty.csv is a folder; expected a file"),
+        (["scans", "--show=scans"], "error: --show: scans already exists; expected a new name, or"),
+        (["scans", "--show=there.csv"], "error: --show: there.csv is a file; expected a folder"),
+        (["scans", "--show=no/seen"], "error: --show: the folder no does not exist"),
+        (["scans", "--ckpt_path=missing.ckpt"], "error: --ckpt_path: missing.ckpt is not a file; expected best, last"),
+        (["scans", "--data.images=scans"], "error: unrecognized arguments: --data.images=scans"),
+        (["scans", "--recursiv"], "error: unrecognized arguments: --recursiv; did you mean --recursive?"),
     ],
 )
-def test_what_cant_be_done_is_said(
-    arguments: list[str], message: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_an_error_names_the_flag_and_what_was_found(
+    arguments: list[str], message: str, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("there.csv").write_text("mine")
+    Path("empty").mkdir()
+    Path("empty.csv").mkdir()
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main(["predict", *arguments])
@@ -177,3 +230,30 @@ def test_what_cant_be_done_is_said(
     assert message in f"{capsys.readouterr().err}{stop.value.code}"
     assert Path("there.csv").read_text() == "mine"
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_photo_is_found_by_file_folder_or_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scans/more/empty").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "notes.txt", "more/c.png", "[1].png"):
+        Path("scans", name).touch()
+    one, a, b, c = (Path("scans", name) for name in ("[1].png", "a.png", "b.JPG", "more/c.png"))
+    assert find(["scans"]) == [one, a, b]
+    assert find(["scans/*.png", "scans/notes.txt"]) == [one, a, Path("scans/notes.txt")]
+    assert find(["scans/[1].png", "scans/**/*.png"]) == [one, a, c]  # each once
+    for name in ("scans/*.gif", "nowhere.png", "scans/more/empty"):
+        with pytest.raises(PhotoError, match="matches no photos; expected a file, a folder or a glob") as error:
+            find([name])
+        assert str(error.value).startswith(name)
+
+
+def test_folders_are_searched_at_any_depth_only_if_that_is_asked_for(scans: Path) -> None:
+    Path("scans/old/older").mkdir(parents=True)
+    shutil.copy("scans/2.png", "scans/old/older/2.png")
+    shutil.copy("scans/notes.txt", "scans/old/notes.txt")
+    files = [*DIGIT_FILES, "scans/blank.png", "scans/text.jpg"]
+    assert [row["file"] for row in predictions("scans")] == files
+    assert [row["file"] for row in predictions("scans", "--recursive")] == sorted([*files, "scans/old/older/2.png"])
+    assert [row["file"] for row in predictions("scans/old", "--recursive")] == ["scans/old/older/2.png"]
+    with pytest.raises(SystemExit, match="error: scans/old matches no photos"):
+        main(["predict", "scans/old"])
