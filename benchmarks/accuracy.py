@@ -1,11 +1,12 @@
-"""How well a recipe does: trains it with several seeds, then tests each once, and writes its row of the README's table.
+"""How accurate a recipe is: trains it with several seeds, tests each once, and writes a row of the README's table.
 
     python benchmarks/accuracy.py CONFIG [--seeds N]
 
-Each seed is a `fit` with the config, as a user would type it, and a `test` of its last checkpoint, so that no epoch is
-picked. The time is that of the whole `fit`, imports included. What is done is kept in `benchmarks/runs`, by what was
-measured: stopped, this goes on with the same command, in the middle of a run if it has to; with another config, other
-code or other versions it starts anew.
+Each seed is one `fit` with the config, as a user would type it, and one `test` of its last checkpoint, so that no epoch
+is chosen on the test images. The time is that of the whole `fit`, with its imports.
+
+The runs are kept in `benchmarks/runs`. If this program is stopped, the same command continues it, also in the middle of
+a run. With another config, other code or other versions, it starts from the beginning.
 """
 
 import argparse
@@ -26,55 +27,57 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mnist_lightning import checkpoint
 from mnist_lightning.files import written_whole
-from mnist_lightning.runs import signals as stop
+from mnist_lightning.runs import signals
+from mnist_lightning.runs.resume import epochs_done
 
 DATA = ["--data.root", str(report.ROOT / "data")]
 
-# Student's t for 2, 3, ... seeds: the mean lies within so many standard errors in 95 of 100 cases. A table, as the
-# library for it, SciPy, is imported by torchmetrics where it is found, which makes every start up to a second longer.
+# Student's t for 2, 3, ... seeds: in 95 of 100 cases, the mean lies within this many standard errors. SciPy would
+# compute it, but torchmetrics imports SciPy where it is installed, which makes each start up to a second slower.
 T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120]
 MOST_SEEDS = len(T) + 1
 
 
 def digest(config: Path) -> str:
-    """Return a name for what is measured: the config, the code, and what they run with."""
-    settings = json.dumps(yaml.safe_load(config.read_text()))  # its comments don't count
+    """Return a name for what is measured: the config, the code of the package, the machine and the versions."""
+    settings = json.dumps(yaml.safe_load(config.read_text()))  # without its comments
     sources = [path.read_text() for path in sorted((report.ROOT / "mnist_lightning").rglob("*.py"))]
     measured = "\n".join([settings, *sources, report.setup()])
     return hashlib.sha256(measured.encode()).hexdigest()[:8]
 
 
 def folder_of(config: Path) -> Path:
-    """Return where the runs of what is measured are kept."""
+    """Return the folder of the runs of a config, with the present code and versions."""
     return report.ROOT / "benchmarks/runs" / f"{config.stem}-{digest(config)}"
 
 
 def run_program(*arguments: str) -> None:
-    """Run the program to its end. What stops this process stops the program, which saves its run."""
+    """Run the program to its end. A signal that stops this process also stops the program, which saves its run."""
     environment = os.environ | {"PYTHONPATH": str(report.ROOT)}
     command = [sys.executable, "-m", "mnist_lightning", *arguments]
-    # In a session of its own, or Ctrl-C would reach it twice.
+    # It has its own session, because otherwise Ctrl-C would reach it twice.
     with (
         subprocess.Popen(command, env=environment, start_new_session=True) as process,
-        stop.handled_by(lambda signum, _: process.send_signal(signum)),
+        signals.handled_by(lambda signum, _: process.send_signal(signum)),
     ):
         code = process.wait()
-    if code in {128 + signum for signum in stop.SIGNALS}:
-        print("The same command goes on from here.", file=sys.stderr)
+    if code in {128 + signum for signum in signals.SIGNALS}:
+        print("The same command continues from here.", file=sys.stderr)
     if code:
         sys.exit(code)
 
 
 def store(path: Path, value: Any) -> None:
+    """Write a value as JSON, completely or not at all."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(value))
 
 
 def train(config: Path, seed: int, folder: Path) -> float | None:
-    """Train one seed in a folder, or finish what is begun there.
+    """Train one seed in a folder, or continue a run that was stopped there.
 
     Returns:
-        Seconds from the start to the end of the process, None if there were several.
+        Seconds from the start to the end of the process, None if the run was stopped in between.
     """
     trained = folder / "seconds.json"
     run = folder / "lightning_logs/version_0"
@@ -83,7 +86,7 @@ def train(config: Path, seed: int, folder: Path) -> float | None:
         return json.loads(trained.read_text())
     if last.exists():
         epochs = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"]
-        if checkpoint.epochs_done(checkpoint.read(last)) < epochs:
+        if epochs_done(checkpoint.read(last)) < epochs:
             run_program("fit", "--ckpt_path", str(last), "--trainer.default_root_dir", str(folder), *DATA)
         store(trained, None)
         return None
@@ -110,8 +113,8 @@ def summary(accuracies: list[float], seconds: list[float | None]) -> str:
     """Return cells of a table: seeds, mean and standard deviation, 95 % interval of the mean, time.
 
     Args:
-        accuracies: of each seed, in 0..1.
-        seconds: of each seed, None where they were not measured.
+        accuracies: The accuracy of each seed, in 0..1.
+        seconds: The time of each seed, None if it was not measured.
     """
     n, percent = len(accuracies), [100 * accuracy for accuracy in accuracies]
     mean, measured = statistics.mean(percent), [value for value in seconds if value is not None]
@@ -124,7 +127,7 @@ def summary(accuracies: list[float], seconds: list[float | None]) -> str:
 
 
 def write_row(config: Path, cells: str, commit: str) -> None:
-    """Write the config's row of the README's table, in place of the one before it, and of rows from another machine."""
+    """Write the row of a config to the README's table. Its previous row and rows from another machine are removed."""
     name, setup = f"| `{os.path.relpath(config, report.ROOT)}` |", f"On {report.setup()}."
     heading, rule, *lines = report.read_block("accuracy").splitlines()
     rows = [line for line in lines if line.startswith("|") and not line.startswith(name)] if setup in lines else []
@@ -134,21 +137,21 @@ def write_row(config: Path, cells: str, commit: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--seeds", type=int, default=5, help=f"how many, 1..{MOST_SEEDS}, from 0 on (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help=f"Number of seeds, 1..{MOST_SEEDS}. Default: 5")
     options = parser.parse_args()
     if not options.config.is_file():
-        parser.error(f"CONFIG is {options.config}, which is not a file; expected one such as configs/fast.yaml")
+        parser.error(f"CONFIG is {options.config}, which is not a file; expected a recipe such as configs/fast.yaml")
     if not 1 <= options.seeds <= MOST_SEEDS:
         parser.error(f"--seeds is {options.seeds}; expected 1..{MOST_SEEDS}")
     config, seeds = options.config.resolve(), range(options.seeds)
-    report.read_block("accuracy")  # what can't be written in the end is not begun
+    report.read_block("accuracy")  # stops now if the table can't be written at the end
     commit, name = report.commit(), digest(config)
     folder = folder_of(config)
     seconds = []
     for seed in seeds:
         print(f"\n== {config.name}: {seed} of {len(seeds)} seeds trained ==", flush=True)
         if digest(config) != name:
-            sys.exit("The config or the code has changed meanwhile; expected to measure one thing.")
+            sys.exit("The config or the code has changed since the first seed. Start again to measure the new one.")
         seconds.append(train(config, seed, folder / f"seed_{seed}"))
     cells = summary([test(folder / f"seed_{seed}") for seed in seeds], seconds)
     write_row(config, cells, commit)

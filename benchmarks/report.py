@@ -1,4 +1,4 @@
-"""Writes what is measured into the README, with the machine, the versions and the commit."""
+"""Writes results to the README, with the machine, the versions and the commit that they were measured with."""
 
 import platform
 import re
@@ -13,14 +13,14 @@ import mnist_lightning
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-MEASURED = ["mnist_lightning", "configs", "benchmarks"]  # what figures depend on
+MEASURED = ["mnist_lightning", "configs", "benchmarks"]  # the folders that results depend on
 
 if Path(mnist_lightning.__file__).resolve().parent.parent != ROOT:
-    sys.exit(f"mnist_lightning is {mnist_lightning.__file__}; expected that of {ROOT}: pip install -e {ROOT}")
+    sys.exit(f"mnist_lightning is {mnist_lightning.__file__}; expected the package in {ROOT}: pip install -e {ROOT}")
 
 
 def setup() -> str:
-    """Return what torch computes with, and the versions that count."""
+    """Return the processor that torch uses, and the versions that results depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     machine = f"{torch.get_num_threads()} cores of {models[0] if models else platform.machine()}"
@@ -30,7 +30,7 @@ def setup() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is measured, with a `+` where files that matter differ from it."""
+    """Return the commit that is measured. A `+` follows if a file in `MEASURED` has changed since."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -42,7 +42,7 @@ def commit() -> str:
 
 
 def read_block(name: str) -> str:
-    """Return what stands in the README between the markers of a name."""
+    """Return the text between the markers of a name in the README."""
     found = _block(name).search(README.read_text(encoding="utf-8"))
     if not found:
         sys.exit(f"{README} has no markers for {name}; expected <!-- {name}: ... --> and <!-- end of {name} -->")
@@ -50,7 +50,7 @@ def read_block(name: str) -> str:
 
 
 def write_block(name: str, text: str) -> None:
-    """Replace what stands there."""
+    """Replace the text between the markers of a name in the README."""
     readme = README.read_text(encoding="utf-8")
     readme = _block(name).sub(lambda found: f"{found[1]}\n{text}\n{found[3]}", readme)
     README.write_text(readme, encoding="utf-8")
