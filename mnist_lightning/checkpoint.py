@@ -8,6 +8,7 @@ import os
 import pickle
 import pkgutil
 import re
+import textwrap
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -87,6 +88,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: str | Path)
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()  # below a heading, one line for each kind of difference
+        reason = textwrap.shorten(reason, 160, placeholder=" ...")
         raise CheckpointError(f"the weights in {path} don't fit the network: {reason}") from error
 
 

@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
     """
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        sys.stdout.write(usage() + "\n")
         return
     if name not in VERBS:
         sys.exit(f"{program()}: error: {name} is not a verb; expected one of {', '.join(VERBS)}")

@@ -100,6 +100,17 @@ def test_runs_are_listed_with_what_is_known_of_them(run: Run, capsys: pytest.Cap
     assert [line.split()[-1] for line in lines] == ["running", "stopped"]
 
 
+def test_a_damaged_status_hides_no_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--trainer.max_epochs=1")
+    (FIRST / "status.json").write_text('{"best_val_acc": "x", "epochs": [1]}')
+    capsys.readouterr()
+    run("runs", "--sort=epochs")
+    assert capsys.readouterr().out.splitlines()[1].startswith("version_0")
+    with pytest.raises(SystemExit):
+        run("runs", "nowhere")
+    assert "there is no folder nowhere" in capsys.readouterr().err
+
+
 def test_200_runs_are_listed_in_a_second_without_torch(run: Run) -> None:
     run("fit", "--trainer.max_epochs=1", "--figures=false")
     for number in range(1, 200):
@@ -130,13 +141,15 @@ def test_a_wheel_works_in_an_environment_of_its_own(tmp_path: Path, trained: Pat
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def start(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        command = [bin_folder / "mnist-lightning", *arguments]
+        command = [bin_folder / program, *arguments]
         return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
 
-    code = "import mnist_lightning; print(mnist_lightning.__file__)"
-    found = subprocess.run([bin_folder / "python", "-c", code], cwd=empty, capture_output=True, text=True, check=True)
+    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return start("mnist-lightning", *arguments)
+
+    found = start("python", "-c", "import mnist_lightning; print(mnist_lightning.__file__)")
     assert found.stdout.startswith(str(packages))
     assert script("--help").stdout.startswith("usage: mnist-lightning VERB [FLAGS]")
 

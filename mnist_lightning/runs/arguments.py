@@ -84,9 +84,14 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
         message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
         message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
+        message = re.sub(r"^Unexpected config:.*", "--config is not a YAML file of settings", message)
         noise = r"Does not validate|Subtypes:|Errors:|expected NoneType|expected path but|Given value type|$"
         lines = [re.sub(r"^\s*(- )?", "", line) for line in message.splitlines()]
-        message = " ".join(line for line in lines if not re.match(noise, line))
+        message = " ".join(line for line in lines if not re.match(noise, line)).strip()
+        message = re.sub(r"--([\w.]+): --(\w+):", r"--\1.\2:", message)
+        message = re.sub(r"(expected \w+) expected dot import path string: \S+", r"\1", message)
+        message = re.sub(r"expected dot import path string: (\S+)", r"expected a class, and found \1", message)
+        message = re.sub(r"Option '(.+?)' is not accepted\.?", r"it has no argument \1", message)
         self.exit(2, usage_error(self.prog, message, [*self._flags(), OPTIMIZER]))
 
     def format_help(self, formatter: Any = None) -> str:

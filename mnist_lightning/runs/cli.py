@@ -80,11 +80,11 @@ class RunCLI(LightningCLI):
         """
         name, root = asked_for(args)
         self.logs = Path(root or "", "lightning_logs")
-        if self.verb == "fit" and name:
+        if self.verb == "fit" and name is not None:
             self.start = Start.find(name, self.logs, prefer="last")
             args = ["--config", self.start.configuration_of_run(), *args]
         elif self.verb != "fit" and not HELP & {*args}:
-            self.start = Start.find(name or "best", self.logs, prefer="best")  # never random weights
+            self.start = Start.find("best" if name is None else name, self.logs, prefer="best")  # never random weights
             args = ["--config", self.start.settings(), *args]
         self.config = parser.parse_args(args)
         seed = self.config.seed_everything

@@ -36,6 +36,8 @@ def find_checkpoint(name: str | Path, logs: Path, prefer: str = "best") -> Path:
     path = Path(name)
     if re.fullmatch(r"version_\d+", str(name)) and not path.exists():
         path = logs / path
+        if not path.exists():
+            raise CheckpointError(f"there is no run {path}")
     if not os.path.isdir(path):  # unlike `path.is_dir()`, it takes a name of any length
         return path  # `checkpoint.read` reports what is wrong with it
     checkpoint = path / "checkpoints" / f"{prefer}.ckpt"
@@ -113,7 +115,7 @@ def lock(run: Path) -> FileLock:
     """
     lock = FileLock(run / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # `is_running` holds it for a moment
     except Timeout:
         status = read_status(run)
         process = f"process {status.get('process', '?')} on {status.get('host', 'another host')}"
@@ -126,7 +128,9 @@ def is_running(run: Path) -> bool:
     if not (run / ".lock").exists():
         return False
     try:
-        lock(run).release()
-    except UserError:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
         return True
-    return False
+    except OSError:  # the folder belongs to somebody else
+        return False

@@ -1,5 +1,6 @@
 """`runs`: lists the runs of a folder, from their files and without importing torch."""
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,15 @@ COLUMNS: dict[str, Callable[[Any], str]] = {
 def list_runs(args: list[str]) -> None:
     """Print one line for each run."""
     parser = Parser("runs", "List runs, with their best val/acc, and their test/acc if they were tested.")
-    parser.add_argument("logs", nargs="?", type=Path, default="lightning_logs", help="Folder of the runs.")
+    parser.add_argument("logs", nargs="?", type=Path, help="Folder of the runs. Default: lightning_logs")
     parser.add_argument("--sort", choices=list(COLUMNS), default="run", help="The column to sort by. Default: run")
     options = parser.parse_args(args)
-    rows = [describe(run) for run in folders.list_runs(options.logs)]
+    if options.logs and not options.logs.is_dir():
+        parser.error(f"there is no folder {options.logs}")
+    logs = options.logs or Path("lightning_logs")
+    rows = [describe(run) for run in folders.list_runs(logs)]
     if not rows:
-        print(f"There are no runs in {options.logs}.")
+        print(f"There are no runs in {logs}.")
         return
     if options.sort != "run":  # the best and the newest come last, next to the prompt
         rows.sort(key=lambda row: (row[options.sort] is not None, row[options.sort]))
@@ -43,14 +47,22 @@ def list_runs(args: list[str]) -> None:
 def describe(run: Path) -> dict[str, Any]:
     """Return the value of each column for a run, None where it is unknown."""
     status = folders.read_status(run)
+
+    def known(key: str, kind: type) -> Any:  # a file can be damaged
+        return status[key] if isinstance(status.get(key), kind) else None
+
     date = datetime.datetime.fromtimestamp(run.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
+    size = 0
+    for file in run.rglob("*"):
+        with contextlib.suppress(OSError):  # a run that is being trained renames files
+            size += file.stat().st_size if file.is_file() else 0
     return {
         "run": run.name,
-        "started": status.get("started", date),
-        "network": status.get("network"),
-        "epochs": status.get("epochs"),
-        "val/acc": status.get("best_val_acc"),
-        "test/acc": status.get("test_acc"),
-        "size": sum(file.stat().st_size for file in run.rglob("*") if file.is_file()),
+        "started": known("started", str) or date,
+        "network": known("network", str),
+        "epochs": known("epochs", int),
+        "val/acc": known("best_val_acc", float),
+        "test/acc": known("test_acc", float),
+        "size": size,
         "state": "running" if folders.is_running(run) else "stopped",
     }

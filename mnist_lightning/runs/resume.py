@@ -125,8 +125,11 @@ class ExactResume(Callback):
         # `ReduceLROnPlateau` starts from the beginning, as its position depends on past metrics.
         if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             optimizer.step()  # changes nothing without gradients, and prevents torch's warning about the order of steps
-            for _ in range(checkpoint["global_step"] if model.lr_interval == "step" else epochs_done(checkpoint)):
-                scheduler.step()
+            try:
+                for _ in range(checkpoint["global_step"] if model.lr_interval == "step" else epochs_done(checkpoint)):
+                    scheduler.step()
+            except ValueError as error:
+                raise CheckpointError(f"the run is longer than its new schedule: {error}") from error
         settings = optimizer.state_dict()
         if old.get("optimizer", {}).get("class_path") == new["optimizer"]["class_path"]:
             settings["state"] = checkpoint["optimizer_states"][0]["state"]  # the momentum

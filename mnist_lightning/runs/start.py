@@ -115,7 +115,7 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
     for config in reversed(typed.config):
         try:
             settings = yaml.safe_load(Path(config).read_text())
-            name = name or settings.get("ckpt_path")
+            name = settings.get("ckpt_path") if name is None else name
             root = root or (settings.get("trainer") or {}).get("default_root_dir")
         except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError):
             continue  # the real parse says what is wrong

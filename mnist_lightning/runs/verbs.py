@@ -74,18 +74,25 @@ def say_what_to_do_next(cli: RunCLI) -> None:
     """Print the result of a run, and commands that use it."""
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     writer = next((callback for callback in callbacks if isinstance(callback, CheckpointWriter)), None)
-    if writer is None:
+    if writer is None or not writer.path("last").exists():  # for example, with `--trainer.max_epochs 0`
         return
     name = "best" if writer.path("best").exists() else "last"
     score = "" if name == "last" or writer.best_score is None else f" with val/acc {writer.best_score:.4f}"
     path = os.path.relpath(writer.path(name))
     run, file = shlex.quote(os.path.dirname(os.path.dirname(path))), shlex.quote(path)
+    trainer = cli.trainer
+    if 0 < trainer.max_steps <= trainer.global_step:
+        longer = f" --trainer.max_steps {2 * trainer.global_step}"
+    else:
+        longer = f" --trainer.max_epochs {2 * max(1, trainer.current_epoch)}"
+    if cli.config.trainer.max_time:
+        longer += " --trainer.max_time null"
     root = "" if cli.datamodule.root == "data" else f" --data.root {shlex.quote(cli.datamodule.root)}"
     print(
         f"\n{name.capitalize()} checkpoint{score}: {path}\n"
         f"Test it:    {program()} test --ckpt_path {file}{root}\n"
         f"Use it:     {program()} predict digit.png --ckpt_path {file}\n"
-        f"Continue:   {program()} fit --ckpt_path {run} --trainer.max_epochs {2 * cli.trainer.current_epoch}{root}"
+        f"Continue:   {program()} fit --ckpt_path {run}{longer}{root}"
     )
     if isinstance(cli.trainer.logger, RunLogger):
         print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(cli.trainer.logger.root_dir))}")

@@ -54,7 +54,12 @@ def files(workplace: Path) -> Path:
         ("--data.batch_size abc", "--data.batch_size: expected int. Got value: abc"),
         ("--data.val_size 60000", "--data.val_size: val_size is 60000; expected 0..59999"),
         ("--data.val_size -1", "--data.val_size: val_size is -1; expected 0..59999"),
-        ("--model.optimizer Adamant", "--model.optimizer: expected dot import path string: Adamant"),
+        ("--model.optimizer Adamant", "--model.optimizer: expected a class, and found Adamant"),
+        ("--model.optimizer.lr abc", "--model.optimizer.lr: expected float Given value: abc"),
+        ("--model.optimizer.foo 1", "--model.optimizer: it has no argument foo"),
+        ("--config text.ckpt", "--config is not a YAML file of settings"),
+        ("--ckpt_path=", "--ckpt_path: the name of the checkpoint is empty"),
+        ("--ckpt_path version_99", "--ckpt_path: there is no run lightning_logs/version_99"),
         ("--model.optimizer.lr -1", "--model.optimizer: Invalid learning rate: -1.0"),
         (
             "--ckpt_path missing.ckpt",
@@ -145,7 +150,7 @@ def test_a_finished_run_says_so(run: Run, capsys: pytest.CaptureFixture[str]) ->
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     message = error_message(caught.value, capsys)
     assert f"--ckpt_path: {last} belongs to a finished run: max_epochs is 2.\n" in message
-    assert f"To train on: python -m mnist_lightning fit --ckpt_path {last} --trainer.max_epochs 4\n" in message
+    assert f"To continue: python -m mnist_lightning fit --ckpt_path {last} --trainer.max_epochs 4\n" in message
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     assert not Path("lightning_logs/version_0/config_2.yaml").exists()
 

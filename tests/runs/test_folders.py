@@ -94,10 +94,10 @@ def test_a_second_fit_of_a_running_run_is_refused_and_a_kill_frees_it(program: P
     first = program("fit", *options)
     wait_for(LAST.exists)
     second = program("fit", "--ckpt_path=last", *options)
-    assert second.wait(timeout=60) == 1
+    assert second.wait(timeout=180) == 1
     assert f"lightning_logs/version_0 is being trained by process {first.pid} on " in second.communicate()[1]
     assert first.poll() is None
     first.kill()
     first.wait()
     third = program("fit", "--ckpt_path=last", f"--data.root={DATA}", "--trainer.max_steps=500")
-    assert third.wait(timeout=60) == 0
+    assert third.wait(timeout=180) == 0

@@ -93,7 +93,7 @@ def test_another_seed_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -
     run("fit", "--seed_everything=7")
     with pytest.raises(SystemExit):
         run("fit", "--ckpt_path=last", "--seed_everything=8", "--trainer.max_epochs=3")
-    assert "--seed_everything is 8; expected 7, as the run began" in capsys.readouterr().err
+    assert "--seed_everything is 8; expected 7, the seed of the run" in capsys.readouterr().err
     shutil.copy(LAST, "elsewhere.ckpt")
     run("fit", "--ckpt_path=elsewhere.ckpt", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1")
     assert yaml.safe_load((FIRST.with_name("version_1") / "config.yaml").read_text())["seed_everything"] == 7
@@ -145,6 +145,13 @@ def test_a_checkpoint_outside_any_run_starts_a_new_one(run: Run) -> None:
     # The run's only validation is its best, whatever the other run's was.
     assert load(second / "checkpoints/best.ckpt")["global_step"] == 15
     assert [step for step, _ in curves(second)["train/loss"]] == list(range(10, 15))
+
+
+def test_a_schedule_that_is_shorter_than_the_run_is_refused(run: Run) -> None:
+    schedule = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1", "--model.lr_interval=step"]
+    run("fit", *schedule)
+    with pytest.raises(SystemExit, match="the run is longer than its new schedule: Tried to step 7 times"):
+        run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--trainer.limit_train_batches=2")
 
 
 def test_what_does_not_fit_into_the_epoch_leaves_the_run_as_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

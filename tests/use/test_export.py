@@ -214,7 +214,9 @@ def test_a_network_that_torch_cant_follow_is_refused_except_in_pth_files(suffix:
     content = load(BEST)
     content["hyper_parameters"]["network"]["class_path"] = "helpers.Branching"
     torch.save(content, BEST)
-    with pytest.raises(SystemExit, match=r"torch\.export can't follow the network .*; a \.pth file can hold any network"):
+    with pytest.raises(
+        SystemExit, match=r"torch\.export can't follow the network .*; a \.pth file can hold any network"
+    ):
         main(["export", f"digits{suffix}"])
     assert list(Path().glob("digits*")) == []
     main(["export", "digits.PTH"])
