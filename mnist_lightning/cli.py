@@ -29,7 +29,7 @@ class Verb(NamedTuple):
         function: Takes the arguments after the verb. It is imported only if the verb is typed, because Lightning
             and torchvision take seconds to import.
         summary: What the verb does.
-        flags: Maps the argument that an error names to its flag.
+        flags: The flag of each argument that an error can name.
     """
 
     function: str
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
     if name not in VERBS:
         sys.exit(f"{program()}: error: {name} is not a verb; expected one of {', '.join(VERBS)}")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # finds a network of the user, also if the console script is started
+        sys.path.insert(0, os.getcwd())  # for the user's network: the console script leaves this folder out
     verb = VERBS[name]
     try:
         with signals.exit_at_once():
@@ -82,13 +82,14 @@ def main(args: list[str] | None = None) -> None:
 
 def usage() -> str:
     """Return the list of verbs."""
-    lines = [f"  {name:10}{verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [f"usage: {program()} VERB [FLAGS]", "", *lines, "", f"Flags of a verb: {program()} fit --help", "", EXAMPLES]
-    )
+    verbs = "\n".join(f"  {name:10}{verb.summary}" for name, verb in VERBS.items())
+    return f"""usage: {program()} VERB [FLAGS]
 
+{verbs}
 
-EXAMPLES = f"""Examples:
+Flags of a verb: {program()} fit --help
+
+Examples:
   {program()} fit --trainer.max_epochs 5
   {program()} test --ckpt_path best
   {program()} predict photo.jpg"""

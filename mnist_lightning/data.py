@@ -58,7 +58,7 @@ class MNISTDataModule(LightningDataModule):
             raise SettingError("std", std, "more than 0")
         if not 0 <= fade <= 1:
             raise SettingError("fade", fade, "0..1")
-        # Not `root`, which differs between machines. torch's safe loader refuses a checkpoint with objects.
+        # Not `root`: it differs between machines. Not `distortion`: torch's safe loader refuses objects.
         self.save_hyperparameters(ignore=["root", "distortion"])
         self.root = root
         self.batch_size = batch_size
@@ -109,7 +109,7 @@ class MNISTDataModule(LightningDataModule):
         if self.trainer and self.trainer.training and self.distortion:
             done = self.trainer.global_step / self.trainer.estimated_stepping_batches  # the share of all steps
             pixels = self.distortion.weaker(self.fade * done)(pixels, self._generator(pixels.device))
-        if self.trainer:  # for `--trainer.precision bf16-true`: Lightning converts batches before they are float
+        if self.trainer:  # for `--trainer.precision bf16-true`: Lightning's own conversion ran earlier, on uint8
             pixels = self.trainer.precision_plugin.convert_input(pixels)
         return pixels, labels
 
@@ -136,7 +136,7 @@ def split(labels: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
     size = len(labels)
     shuffled = torch.randperm(size, generator=Generator().manual_seed(0))
     by_label = shuffled[labels[shuffled].argsort(stable=True)]
-    # With the labels in order, evenly spaced images have the same share of each label, within one image.
+    # In label order, evenly spaced images have the same share of each label, rounded to whole images.
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[torch.arange(val_size) * size // max(val_size, 1)] = True
     return by_label[~chosen].sort().values, by_label[chosen].sort().values

@@ -17,9 +17,11 @@ class UserError(Exception):
         argument: The name of the argument that was wrong. The command line knows its flag.
     """
 
+    argument: str | None = None
+
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
-        self.argument = argument
+        self.argument = argument or self.argument
 
 
 class SettingError(UserError, ValueError):
@@ -38,15 +40,13 @@ class SettingError(UserError, ValueError):
 class ArchiveError(UserError):
     """An MNIST archive is missing or damaged, and can't be downloaded."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "root")
+    argument = "root"
 
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or can't be used here."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "checkpoint")
+    argument = "checkpoint"
 
 
 class PhotoError(UserError):

@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
             al. 2014).
         shift: How far the image moves for test-time augmentation, in pixels, 0..1. If it is above 0, `eval` mode
             averages the logits of nine views: the image itself and eight shifted copies. Use it for networks that were
-            trained on distorted images: a shift by part of a pixel blurs an image as much as a distortion does.
+            trained on distorted images: a shift by part of a pixel blurs an image, and so do distortions.
 
     Raises:
         SettingError: An argument is outside its range.

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from mnist_lightning.console import usage_error
 
-OPTIMIZER = "--model.optimizer.lr"  # an argument of the optimizer's class: jsonargparse does not list them
+OPTIMIZER = "--model.optimizer.lr"  # an argument of the optimizer's class: jsonargparse does not list it
 WIDTH = 100  # columns of the help
 INDENT = 34
 HELP = {"-h", "--help", "--help_all"}
@@ -92,7 +92,8 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r"(expected \w+) expected dot import path string: \S+", r"\1", message)
         message = re.sub(r"expected dot import path string: (\S+)", r"expected a class, and found \1", message)
         message = re.sub(r"Option '(.+?)' is not accepted\.?", r"it has no argument \1", message)
-        self.exit(2, usage_error(self.prog, message, [*self._flags(), OPTIMIZER]))
+        flags = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, usage_error(self.prog, message, [*flags, OPTIMIZER]))
 
     def format_help(self, formatter: Any = None) -> str:
         """Return a help of the flags that people use. jsonargparse's has more than a thousand lines (PL#20591)."""
@@ -105,13 +106,6 @@ class RunParser(LightningArgumentParser):
             lines.append("")
         return "\n".join([*lines, f"All flags: {self.prog} --help_all", ""])
 
-    def format_help_all(self) -> str:
-        """Return jsonargparse's own help."""
-        return super().format_help()
-
-    def _flags(self) -> list[str]:
-        return [option for action in self._actions for option in action.option_strings]
-
 
 class HelpAll(argparse.Action):
     """Prints the help of all flags."""
@@ -120,7 +114,7 @@ class HelpAll(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help="Show all flags.")
 
     def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
-        print(parser.format_help_all())
+        print(LightningArgumentParser.format_help(parser))  # jsonargparse's own
         parser.exit()
 
 

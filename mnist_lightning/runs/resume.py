@@ -147,7 +147,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def _sampler(trainer: Trainer) -> EpochSampler:
-    """Return the sampler of the training images. It exists from the data module's `setup` on."""
+    """Return the sampler of the training images. It exists after the data module's `setup`."""
     return trainer.datamodule.train_dataloader().sampler  # type: ignore[attr-defined]
 
 
@@ -192,6 +192,6 @@ def _count_back(loops: dict[str, Any]) -> None:
             count["completed"] -= 1
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     else:
-        # As before `on_train_epoch_start`, before Lightning counts the epoch as started.
+        # The state before `on_train_epoch_start`: the epoch does not count as started.
         for count in (epochs["total"], epochs["current"]):
             count["ready"] = count["started"] = count["completed"]

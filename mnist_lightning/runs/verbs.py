@@ -28,7 +28,7 @@ def fit(args: list[str]) -> None:
         with errors_of_lightning():
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
     except Stopped as stopped:
-        if stopped.code:  # on rank 0: the other ranks have code 0
+        if stopped.code:  # only on rank 0: elsewhere, it is 0
             path = shlex.quote(os.path.relpath(stopped.checkpoint))
             print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
             print(f"Continue:   {program()} fit --ckpt_path {path}")

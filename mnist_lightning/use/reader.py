@@ -28,7 +28,7 @@ class Prediction:
     Attributes:
         file: Where the image comes from.
         answer: The digit, or `unsure` if its confidence is below the threshold. Empty if there is a problem.
-        digit: The most likely digit, 0..9. None if there is a problem, as the next three.
+        digit: The most likely digit, 0..9. With a problem, this and the next three are None.
         confidence: The probability of `digit`, in 0..1.
         second_digit: The second most likely digit.
         second_confidence: The probability of `second_digit`.
@@ -80,7 +80,7 @@ class DigitReader(nn.Module):
 
         Args:
             name: `best` or `last` for the newest run that has one, a run folder, `version_N`, or a file.
-            network: Receives the weights. Only a notebook's checkpoint needs it, as it names no network.
+            network: Receives the weights. Only for a notebook's checkpoint, which names no network.
             logs: The folder of the runs.
 
         Raises:
