@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+KEY = "calibration"  # the key of a calibration in a checkpoint
 RISK = 1 / 1_000  # the largest share of wrong answers on the validation images
 
 

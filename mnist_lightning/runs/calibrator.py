@@ -6,10 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import CatMetric
 
-from mnist_lightning.calibration import Calibration, calibrate
+from mnist_lightning.calibration import KEY, Calibration, calibrate
 from mnist_lightning.classifier import Batch
-
-KEY = "calibration"  # the key of the calibration in a checkpoint
 
 
 class Calibrator(Callback):

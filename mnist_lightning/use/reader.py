@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning import checkpoint
-from mnist_lightning.calibration import Calibration
+from mnist_lightning.calibration import KEY, Calibration
 from mnist_lightning.errors import CheckpointError
 from mnist_lightning.normalization import normalize
 from mnist_lightning.runs import folders
@@ -96,7 +96,7 @@ class DigitReader(nn.Module):
         if not isinstance(mean, int | float) or not isinstance(std, int | float) or not std > 0:
             raise CheckpointError(f"{path} does not say how its images were normalized; expected a checkpoint of `fit`")
         try:
-            calibration = Calibration.stored(content.get("calibration"))
+            calibration = Calibration.stored(content.get(KEY))
             reader = cls(_build(setting) if network is None else network, mean, std, calibration)
         except Exception as error:  # users can write classes
             raise CheckpointError(f"{path} can't be used: its network can't be built: {error}") from error
