@@ -65,7 +65,16 @@ def popen(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 
 def run(processes: list[subprocess.Popen[bytes]]) -> None:
-    assert [process.wait(timeout=180) for process in processes] == [0] * len(processes), Path("log.txt").read_text()
+    """Wait until all processes have ended well. If one hangs, show the log, and leave no process behind."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    codes = [process.poll() for process in processes]
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert codes == [0] * len(processes), Path("log.txt").read_text()
 
 
 @pytest.mark.parametrize("start", [launch, torchrun])
