@@ -98,45 +98,6 @@ def test_last_is_written_at_the_end_whatever_was_validated(
     assert "python -m mnist_lightning test --ckpt_path" in capsys.readouterr().out
 
 
-def test_the_last_words_are_commands_for_the_run_that_was_trained(
-    run: Run, small_data: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also if it is not the newest one, and if it lies in another folder."""
-    logs = Path("my runs/lightning_logs")
-    root = "--trainer.default_root_dir=my runs"
-    run("fit", root)
-    run("fit", root, "--trainer.max_epochs=1")
-    run("fit", root, f"--ckpt_path={logs / 'version_0'}", "--trainer.max_epochs=3")
-    out = capsys.readouterr().out
-    assert f"tensorboard --logdir '{logs}'\n" in out
-    commands = re.findall(r"python -m mnist_lightning (.*)", out)[-3:]
-    assert [command.split()[0] for command in commands] == ["test", "predict", "fit"]
-    shutil.copy(ROOT / "docs/digits/seven.png", "digit.png")
-    for command in commands:
-        main(shlex.split(command))
-    assert "test/acc" in curves(logs / "version_0")
-    assert load(logs / "version_0/checkpoints/last.ckpt")["epoch"] == 6
-    assert f"Checkpoint: {logs / 'version_0/checkpoints/best.ckpt'}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "steps_done"),
-    [(["--trainer.max_steps=7"], 14), (["--trainer.max_steps=3", "--trainer.max_epochs=-1"], 6)],
-)
-def test_a_run_with_a_limit_of_steps_prints_a_command_that_continues_it(
-    arguments: list[str], steps_done: int, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("fit", *arguments, "--trainer.max_epochs=9" if len(arguments) == 1 else "--figures=false")
-    (command,) = re.findall(r"Continue: +python -m mnist_lightning (.*)", capsys.readouterr().out)
-    main(shlex.split(command))
-    assert load(LAST)["global_step"] == steps_done
-
-
-def test_a_run_without_a_step_proposes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", "--trainer.max_epochs=0")
-    assert "python -m" not in capsys.readouterr().out
-
-
 def test_hparams_tab_names_the_settings_and_the_final_metrics(run: Run) -> None:
     run("fit", "--model.optimizer.lr=0.02")
     events = EventAccumulator(str(FIRST)).Reload()
