@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from helpers import BEST, FIRST, LAST, ROOT, curves, load
+from helpers import FIRST, LAST, ROOT, curves, load
 
 from mnist_lightning.cli import VERBS, main
 
-PRINTED = re.compile(r"(?:python -m mnist_lightning|mnist-lightning) ((?:%s)(?![\w:]).*)" % "|".join(VERBS))
+PRINTED = re.compile(r"(?:python -m mnist_lightning|mnist-lightning) ((?:{})(?![\w:]).*)".format("|".join(VERBS)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """The verbs `fit`, `validate` and `test`."""
 
+import atexit
+import gc
 import os
 import shlex
 import signal
@@ -8,6 +10,7 @@ from contextlib import contextmanager
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 from mnist_lightning.console import is_full_disk, program, silence
 from mnist_lightning.errors import OutputError, UserError
@@ -59,6 +62,7 @@ def errors_of_lightning() -> Iterator[None]:
     Raises:
         UserError: Settings contradict each other, or the disk is full.
     """
+    atexit.register(leave_process_group)
     try:
         yield
     except MisconfigurationException as error:
@@ -67,6 +71,17 @@ def errors_of_lightning() -> Iterator[None]:
         if not is_full_disk(error):
             raise
         raise OutputError(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}") from error
+
+
+def leave_process_group() -> None:
+    """Leave the group of a distributed run, before Python frees its own objects.
+
+    Lightning leaves it to the operating system, except for NCCL. The threads of Gloo then use objects of Python that
+    are gone, and some processes end with SIGABRT after a good run (pytorch#179291).
+    """
+    gc.collect()  # the network under DDP also holds the group
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @rank_zero_only

@@ -2,8 +2,6 @@
 
 import logging
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
