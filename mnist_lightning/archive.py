@@ -15,9 +15,9 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import download_url
 
 from mnist_lightning.errors import ArchiveError
+from mnist_lightning.files import no_empty_folders
 
 TRAIN_SIZE = 60_000
-
 TIMEOUT_SECONDS = 4.0  # torchvision sets none, and would wait for ever for a mirror that never answers
 
 
@@ -35,10 +35,11 @@ def prepare(root: str) -> None:
     Raises:
         ArchiveError: No mirror provides a file, or the folder can't be written.
     """
-    for name, md5 in MNIST.resources:
-        path = raw_folder(root) / name
-        if not path.is_file() or _md5(path.read_bytes()) != md5:
-            _download(path, md5)
+    with no_empty_folders(raw_folder(root)):
+        for name, md5 in MNIST.resources:
+            path = raw_folder(root) / name
+            if not path.is_file() or _md5(path.read_bytes()) != md5:
+                _download(path, md5)
 
 
 def read(root: str, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -56,8 +57,7 @@ def read(root: str, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     """
     prefix = "train" if split == "train" else "t10k"
     images = _read_idx(raw_folder(root) / f"{prefix}-images-idx3-ubyte.gz")
-    labels = _read_idx(raw_folder(root) / f"{prefix}-labels-idx1-ubyte.gz")
-    return images, labels.long()
+    return images, _read_idx(raw_folder(root) / f"{prefix}-labels-idx1-ubyte.gz").long()
 
 
 def _read_idx(path: Path) -> Tensor:

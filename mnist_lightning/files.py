@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and folders that are removed if they stay empty."""
 
 import contextlib
 import os
@@ -45,6 +45,22 @@ def written_whole(path: Path, argument: str | None = None) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def no_empty_folders(path: Path) -> Iterator[None]:
+    """Remove the folder `path` and its parents at the end, if they are new and empty.
+
+    So a name with a typing error leaves no folders behind. Folders that existed before stay.
+    """
+    # Not `exists()` of Path: it fails for a name that is too long.
+    new = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder is not empty, or was never made
+            for folder in new:
+                folder.rmdir()
 
 
 def remove_partial(run: Path) -> None:

@@ -224,6 +224,32 @@ def test_bad_files_are_repaired_or_named_and_never_used(
         print(f"\n{len(repaired)} of {len(DAMAGES)} bad {name}: repaired with a network, never used without one")
 
 
+@pytest.mark.parametrize("there", [[], ["elsewhere"], ["elsewhere", "elsewhere/MNIST"]])
+def test_folders_without_an_archive_are_removed_again(
+    there: list[str], small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were there before stay."""
+    for folder in there:
+        Path(folder).mkdir()
+    monkeypatch.setattr(MNIST, "mirrors", [NOWHERE])
+    with pytest.raises(ArchiveError):
+        archive.prepare("elsewhere")
+    assert sorted(map(str, workplace.rglob("*"))) == [str(workplace / folder) for folder in there]
+
+
+def test_folders_with_an_archive_stay_if_the_next_one_is_missing(
+    mirror: str, small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", [mirror])
+    first = MNIST.resources[0][0]
+    for path in raw_folder(small_data).iterdir():
+        if path.name != first:
+            path.unlink()
+    with pytest.raises(ArchiveError):
+        archive.prepare("elsewhere")
+    assert [path.name for path in raw_folder("elsewhere").iterdir()] == [first]
+
+
 def prepare_in_child(mirrors: list[str], resources: Any, root: str) -> None:
     MNIST.mirrors, MNIST.resources = mirrors, resources
     archive.prepare(root)
