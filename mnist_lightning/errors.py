@@ -2,6 +2,7 @@
 
 UserError
 ├── SettingError      an argument is outside its range
+├── NetworkError      a network does not turn images into logits
 ├── ArchiveError      an MNIST archive is missing or damaged, and can't be downloaded
 ├── CheckpointError   a checkpoint is missing, damaged, or can't be used here
 ├── PhotoError        a photo can't be found or read, or shows no digit
@@ -24,6 +25,11 @@ class UserError(Exception):
         self.argument = argument or self.argument
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error that was raised first, before libraries turned it into others."""
+    return first_cause(error.__cause__) if error.__cause__ else error
+
+
 class SettingError(UserError, ValueError):
     """An argument is outside its range.
 
@@ -35,6 +41,12 @@ class SettingError(UserError, ValueError):
 
     def __init__(self, argument: str, value: object, expected: str) -> None:
         super().__init__(f"{argument} is {value}; expected {expected}", argument)
+
+
+class NetworkError(UserError):
+    """A network does not turn images into logits."""
+
+    argument = "network"
 
 
 class ArchiveError(UserError):

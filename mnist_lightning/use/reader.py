@@ -11,9 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import checkpoint
+from mnist_lightning import checkpoint, trial
 from mnist_lightning.calibration import KEY, Calibration
-from mnist_lightning.errors import CheckpointError
+from mnist_lightning.errors import CheckpointError, NetworkError
 from mnist_lightning.normalization import normalize
 from mnist_lightning.runs import folders
 from mnist_lightning.use import photos
@@ -67,7 +67,7 @@ class DigitReader(nn.Module):
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"network is {network!r}; expected a torch module")
-        self.network = copy.deepcopy(network)
+        self.network = copy.deepcopy(trial.with_weights(network))
         self.mean = mean
         self.std = std
         self.calibration = calibration
@@ -125,11 +125,10 @@ class DigitReader(nn.Module):
             CheckpointError: The network of the checkpoint at `path` does not give ten finite logits.
         """
         try:
-            logits, _ = self(torch.zeros(1, 28, 28, dtype=torch.uint8))
-        except Exception as error:  # users can write networks
-            raise CheckpointError(f"{path} can't be used: its network fails on an image: {error}") from error
-        if logits.shape != (1, 10):
-            raise CheckpointError(f"{path} can't be used: its logits have the shape {tuple(logits.shape)}, not (1, 10)")
+            blank = torch.zeros(1, 28, 28, dtype=torch.uint8)
+            logits = trial.logits_of(self.network, normalize(blank, self.mean, self.std))
+        except NetworkError as error:
+            raise CheckpointError(f"{path} can't be used: its {error}") from error
         if not logits.isfinite().all():
             raise CheckpointError(f"{path} can't be used: its network gives numbers that are not finite")
 
