@@ -75,6 +75,13 @@ def test_after_a_run_with_a_limit(
     assert load(LAST)["global_step"] == steps
 
 
+def test_after_a_run_that_has_used_its_time(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--trainer.max_time=00:00:00:01", "--trainer.max_epochs=500", "--data.batch_size=4", "--figures=false")
+    steps = load(LAST)["global_step"]
+    assert type_all(capsys.readouterr().out) == ["test", "predict", "fit"]
+    assert load(LAST)["global_step"] > steps  # without the limit, or there would be no time left
+
+
 def test_a_run_without_a_step_proposes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", "--trainer.max_epochs=0")
     assert "python -m" not in capsys.readouterr().out
