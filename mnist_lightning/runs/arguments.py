@@ -92,6 +92,8 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r"(expected \w+) expected dot import path string: \S+", r"\1", message)
         message = re.sub(r"expected dot import path string: (\S+)", r"expected a class, and found \1", message)
         message = re.sub(r"Option '(.+?)' is not accepted\.?", r"it has no argument \1", message)
+        needs = r"(--[\w.]+): (?:expected list )?Problem with given class_path '[\w.]*?(\w+)': .* are required: (\w+).*"
+        message = re.sub(needs, r"\2 also needs \1.\3", message)
         flags = [option for action in self._actions for option in action.option_strings]
         self.exit(2, usage_error(self.prog, message, [*flags, OPTIMIZER]))
 

@@ -1,5 +1,6 @@
 """`RunCLI`: LightningCLI for `fit`, `validate` and `test`, with runs as folders."""
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mnist_lightning.checkpoint import INSTANTIATOR
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
+from mnist_lightning.errors import first_cause
 from mnist_lightning.runs import folders
 from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, SHOWN, HelpAll, RunParser
 from mnist_lightning.runs.calibrator import Calibrator
@@ -24,6 +26,7 @@ from mnist_lightning.runs.figures import Figures
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.progress import Bar, EpochLines, NetworkSummary
 from mnist_lightning.runs.recorder import RunRecorder
+from mnist_lightning.runs.rehearsal import check_split, rehearse
 from mnist_lightning.runs.resume import ExactResume
 from mnist_lightning.runs.saving import CheckpointWriter, DurableCheckpointIO
 from mnist_lightning.runs.start import Start, asked_for
@@ -90,6 +93,9 @@ class RunCLI(LightningCLI):
         seed = self.config.seed_everything
         if self.verb == "fit" and self.start and self.start.seed not in (None, seed):
             parser.error(f"--seed_everything is {seed}; expected {self.start.seed}, the seed of the run")
+        if self.start and self.verb != "test":
+            stored = self.start.content.get("datamodule_hyper_parameters", {})
+            check_split(self.config.data.val_size, stored.get("val_size"))
         self.config.ckpt_path = None  # is not recorded: a repeated run starts from the beginning
 
     def instantiate_classes(self) -> None:
@@ -97,8 +103,11 @@ class RunCLI(LightningCLI):
         checkpoint.check_settings(settings)
         try:
             super().instantiate_classes()
-        except ImportError as error:  # a logger that is not installed
-            self.parser.error(f"{error}".strip().splitlines()[-1].strip())
+        except (ImportError, ValueError) as error:  # a logger is not installed, or a class refuses its arguments
+            # jsonargparse adds a page about each type that it has tried. An error of the user's network has no page.
+            if not (classes := re.findall(r"class_path='[\w.]*?(\w+)'", str(error))):
+                raise
+            self.parser.error(f"{', '.join(classes)}: {first_cause(error)}")
         try:
             self.model.optimizer(self.model.parameters())  # finds wrong settings before anything is written
         except (TypeError, ValueError) as error:
@@ -109,6 +118,8 @@ class RunCLI(LightningCLI):
         self.datamodule.save_hyperparameters({**data, "_instantiator": INSTANTIATOR})
         if self.start:
             checkpoint.load_weights(self.model, self.start.content["state_dict"], self.start.path)
+        if self.verb == "fit":
+            rehearse(self.model, self.trainer, settings["lr_scheduler"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, with the callbacks and the logger of a run unless the user has others."""
@@ -172,8 +183,8 @@ class RunCLI(LightningCLI):
         run = self.start.run if self.start else None
         folder = run or self.logs
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            # The folder itself may not exist yet, and stays so until the run starts.
+            tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.parents) if path.exists())).close()
         except OSError as error:
             flag = "--ckpt_path" if run else "--trainer.default_root_dir"
             self.parser.error(f"{flag}: no run can be written to {folder}: {error.strerror}")

@@ -1,6 +1,7 @@
 """`RunLogger`: the curves of a run in TensorBoard."""
 
 import itertools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +99,13 @@ class RunLogger(TensorBoardLogger):
         super().finalize(status)
         if self._lock:
             self._lock.release()
+
+    @rank_zero_only
+    def remove_unused(self) -> None:
+        """Remove the folder of a new run that has no checkpoint. Nothing can continue such a run or use it."""
+        run = Path(self.log_dir)
+        if self.first_step is None and not self._is_new and not any(run.glob("checkpoints/*.ckpt")):
+            shutil.rmtree(run, ignore_errors=True)
 
     def _step(self, step: int | None) -> int | None:
         """Return the step to draw at. The first call removes old points."""

@@ -30,7 +30,14 @@ class RunRecorder(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet: the checkpoint may not fit, and `test` writes no configuration."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the configuration just before the first step: one that can't be used would count as the newest."""
+        self._write_configuration(trainer, pl_module)
+        network = cast(DigitClassifier, pl_module).network
+        process = {"process": os.getpid(), "host": socket.gethostname()}
+        self._update(trainer, network=type(network).__name__, epochs=trainer.current_epoch, **process)
+
+    def _write_configuration(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.logger or not trainer.log_dir:
             return
         run = Path(trainer.log_dir)  # the same on all processes
@@ -55,11 +62,6 @@ class RunRecorder(SaveConfigCallback):
                     if key.startswith(SHOWN) and key != "data.root"
                 }
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = cast(DigitClassifier, pl_module).network
-        process = {"process": os.getpid(), "host": socket.gethostname()}
-        self._update(trainer, network=type(network).__name__, epochs=trainer.current_epoch, **process)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = getattr(trainer.checkpoint_callback, "best_score", None)

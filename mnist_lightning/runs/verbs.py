@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import distributed
 
 from mnist_lightning.console import is_full_disk, program, silence
 from mnist_lightning.errors import OutputError, UserError
+from mnist_lightning.files import no_empty_folders
 from mnist_lightning.runs.cli import RunCLI
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.saving import CheckpointWriter
@@ -28,7 +30,7 @@ def fit(args: list[str]) -> None:
         for name in ("max_epochs", "max_steps"):
             cli.start.check_limit(name, getattr(cli.trainer, name))
     try:
-        with errors_of_lightning():
+        with errors_of_lightning(), no_empty_run(cli):
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
     except Stopped as stopped:
         if stopped.code:  # only on rank 0: elsewhere, it is 0
@@ -56,6 +58,19 @@ def test(args: list[str]) -> None:
 
 
 @contextmanager
+def no_empty_run(cli: RunCLI) -> Iterator[None]:
+    """Remove the folder of a new run at the end, if the run has made no step and has no checkpoint."""
+    steps_before = cli.start.content["global_step"] if cli.start else 0
+    with no_empty_folders(cli.logs):
+        try:
+            yield
+        finally:
+            # Without checkpoints, as with `--trainer.enable_checkpointing false`, a run can still have curves.
+            if isinstance(cli.trainer.logger, RunLogger) and cli.trainer.global_step <= steps_before:
+                cli.trainer.logger.remove_unused()
+
+
+@contextmanager
 def errors_of_lightning() -> Iterator[None]:
     """Turn an error of Lightning that a user can fix into a `UserError`.
 
@@ -67,6 +82,16 @@ def errors_of_lightning() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except (RuntimeError, ValueError) as error:
+        message = str(error)
+        if found := re.search(r"`val_check_interval` \((\d+)\) must be .* batches \((\d+)\)", message):
+            raise UserError(
+                f"--trainer.val_check_interval is {found[1]}; expected at most {found[2]}, the batches of an epoch. "
+                "To count batches over several epochs, add --trainer.check_val_every_n_epoch null"
+            ) from error
+        if not message.startswith("Early stopping conditioned on metric"):
+            raise
+        raise UserError(message) from error
     except OSError as error:
         if not is_full_disk(error):
             raise
