@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 
 import mnist_lightning.networks  # noqa: F401  jsonargparse then knows the networks by their short names
 from mnist_lightning import checkpoint
@@ -23,6 +25,7 @@ from mnist_lightning.runs import folders
 from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, SHOWN, HelpAll, RunParser
 from mnist_lightning.runs.calibrator import Calibrator
 from mnist_lightning.runs.figures import Figures
+from mnist_lightning.runs.learning_rate import find, take_finder
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.progress import Bar, EpochLines, NetworkSummary
 from mnist_lightning.runs.recorder import RunRecorder
@@ -99,6 +102,16 @@ class RunCLI(LightningCLI):
         self.config.ckpt_path = None  # is not recorded: a repeated run starts from the beginning
 
     def instantiate_classes(self) -> None:
+        """Build everything. If there is a `LearningRateFinder`, first build everything for its search."""
+        if self.verb == "fit" and (arguments := take_finder(self.config, is_new=self.start is None)):
+            with isolate_rng():  # the run equals one for which the same learning rate is typed
+                self._build()
+                rate = find(self.model, self.datamodule, super().instantiate_trainer, arguments)
+            self.config.model.optimizer.init_args.lr = rate
+            rank_zero_only(print)(f"LearningRateFinder chose --model.optimizer.lr {rate:.4g}")
+        self._build()
+
+    def _build(self) -> None:
         settings = self.config.model.as_dict()
         checkpoint.check_settings(settings)
         try:

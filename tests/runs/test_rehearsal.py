@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Program, Run
 from helpers import BEST, FIRST, LAST, differences, load
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -334,3 +335,55 @@ def test_a_run_that_was_trained_on_all_images_is_not_validated_later(
     run("fit", "--data.val_size=0")
     message = error_of(run, capsys, "validate", "--data.val_size=100")
     assert "--data.val_size: val_size is 100; expected 0: the checkpoint was trained on the other images" in message
+
+
+# Learning rates.
+
+FINDER = ["--trainer.callbacks=LearningRateFinder", "--trainer.callbacks.num_training_steps=40"]
+
+
+def test_a_found_learning_rate_is_as_good_as_a_typed_one(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The search leaves no trace: the run equals one for which the rate was typed, bit for bit."""
+    network = ["--model.network=test_rehearsal.Noisy", "--model.lr_scheduler=CosineAnnealingLR"]
+    network += ["--model.lr_scheduler.T_max=4", "--figures=false"]
+    run("fit", *FINDER, *network)
+    config = yaml.safe_load((FIRST / "config.yaml").read_text())
+    rate = config["model"]["optimizer"]["init_args"]["lr"]
+    assert f"LearningRateFinder chose --model.optimizer.lr {rate:.4g}\n" in capsys.readouterr().out
+    assert config["trainer"]["callbacks"] is None
+    assert rate != 0.001
+    assert sorted(path.name for path in Path().iterdir()) == ["lightning_logs"]
+    found = load(LAST)
+    run("fit", f"--model.optimizer.lr={rate}", *network)
+    assert differences(found, load(Path("lightning_logs/version_1/checkpoints/last.ckpt"))) == []
+
+    run("fit", "--ckpt_path=version_0", "--trainer.max_epochs=3")
+    run("fit", f"--config={FIRST / 'config.yaml'}")
+    assert "LearningRateFinder" not in capsys.readouterr().out  # neither searches again
+    assert differences(found, load(Path("lightning_logs/version_2/checkpoints/last.ckpt"))) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--trainer.callbacks.num_training_steps=5"], "found no learning rate in 5 steps; expected more steps"),
+        (["--trainer.callbacks.mode=mean"], "`mode` should be either of ('linear', 'exponential')"),
+        (
+            ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=1"],
+            "finds the learning rate of the optimizer, and torch.optim.lr_scheduler.OneCycleLR replaces this rate",
+        ),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(
+    arguments: list[str], found: str, run: Run, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"LearningRateFinder{': ' if found[0] == '`' else ' '}{found}" in error_of(
+        run, capsys, "fit", *FINDER, *arguments
+    )
+    assert list(workplace.iterdir()) == []
+
+
+def test_a_run_that_continues_is_not_searched(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit")
+    message = error_of(run, capsys, "fit", "--ckpt_path=last", "--trainer.max_epochs=3", *FINDER)
+    assert "LearningRateFinder can't continue a run; leave it out, and the run keeps its learning rate" in message
