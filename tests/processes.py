@@ -47,16 +47,19 @@ def stop_at(patch: pytest.MonkeyPatch, kind: str, method: str, call: int) -> Non
     patch.setattr(DigitClassifier, method, stopping)
 
 
-def child(resources: Any, arguments: list[str], stop: tuple[str, str, int] | None) -> None:
+def child(resources: Any, arguments: list[str], stop: tuple[str, str, int] | None, errors: Path | None) -> None:
     MNIST.resources = resources
     sys.argv = ["mnist_lightning"]
+    if errors:
+        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), sys.stderr.fileno())
     if stop:
         stop_at(pytest.MonkeyPatch(), *stop)
     main(["fit", *arguments])
 
 
-def start(arguments: list[str], stop: tuple[str, str, int] | None = None) -> Any:
-    process = PROCESSES.Process(target=child, args=(MNIST.resources, arguments, stop))
+def start(arguments: list[str], stop: tuple[str, str, int] | None = None, errors: Path | None = None) -> Any:
+    """Start `fit` in a process of its own, which ends with the tests. A file can receive its errors."""
+    process = PROCESSES.Process(target=child, args=(MNIST.resources, arguments, stop, errors), daemon=True)
     process.start()
     return process
 

@@ -203,10 +203,9 @@ class RunCLI(LightningCLI):
             self.parser.error(f"{flag}: no run can be written to {folder}: {error.strerror}")
         if not self.start or not run:
             return RunLogger(folder)
-        steps_done = self.start.content["global_step"]
         # Steps are counted from 0, as in the curves.
-        steps = {"first_step": steps_done} if self.verb == "fit" else {"test_step": max(0, steps_done - 1)}
-        return RunLogger(run.parent, folders.version(run), **steps)
+        test_step = None if self.verb == "fit" else max(0, self.start.content["global_step"] - 1)
+        return RunLogger(run.parent, folders.version(run), test_step=test_step)
 
 
 def _as_list(value: Any) -> list[Any]:

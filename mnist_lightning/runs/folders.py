@@ -1,14 +1,21 @@
 """Run folders: `lightning_logs/version_N`, each with everything that one run has written."""
 
+import datetime
+import errno
 import json
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mnist_lightning.errors import CheckpointError, UserError
+from mnist_lightning.errors import CheckpointError, OutputError, UserError
+from mnist_lightning.files import written_whole
+
+# What systems answer if a file system has no locks, for example a network's.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def find_checkpoint(name: str | Path, logs: Path, prefer: str = "best") -> Path:
@@ -99,7 +106,7 @@ def status_file(run: Path) -> Path:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Return how far a run has come, as `RunRecorder` wrote it. Empty if there is no such file."""
+    """Return who trains a run, and how far it has come. Empty if there is no such file."""
     try:
         status = json.loads(status_file(run).read_text())
     except (OSError, ValueError):
@@ -107,30 +114,50 @@ def read_status(run: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def update_status(run: Path, **values: object) -> None:
+    """Write values to `status.json`, which `runs` reads without importing torch."""
+    started = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
+    with written_whole(status_file(run)) as partial:
+        partial.write_text(json.dumps({"started": started} | read_status(run) | values, indent=1) + "\n")
+
+
 def lock(run: Path) -> FileLock:
     """Reserve a run for this process, so that no other process trains it. The system releases the lock after a kill.
 
+    If the file system of the run knows no locks, this function prints a line, and the run is not reserved.
+
     Raises:
         UserError: Another process trains the run.
+        OutputError: The file `.lock` can't be written.
     """
-    lock = FileLock(run / ".lock")
+    lock, name = _lock_file(run), os.path.relpath(run)
     try:
         lock.acquire(timeout=0.5)  # `is_running` holds it for a moment
     except Timeout:
         status = read_status(run)
         process = f"process {status.get('process', '?')} on {status.get('host', 'another host')}"
-        raise UserError(f"{run} is being trained by {process}; stop that process first, or start a new run") from None
+        raise UserError(f"{name} is being trained by {process}; stop that process first, or start a new run") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise OutputError(f"{name}/.lock can't be written: {error.strerror}") from error
+        print(f"The file system of {name} knows no locks. Make sure that no other process trains this run.", flush=True)
+    update_status(run, process=os.getpid(), host=socket.gethostname())
     return lock
 
 
 def is_running(run: Path) -> bool:
-    """Return whether a process trains a run."""
+    """Return whether a process trains a run. Where the file system knows no locks, the answer is no."""
     if not (run / ".lock").exists():
         return False
     try:
-        with FileLock(run / ".lock", timeout=0):
+        with _lock_file(run).acquire(timeout=0):
             return False
     except Timeout:
         return True
-    except OSError:  # the folder belongs to somebody else
+    except OSError:  # also, if the folder belongs to somebody else
         return False
+
+
+def _lock_file(run: Path) -> FileLock:
+    # filelock's own replacement for missing locks is a file, which stays after a kill and would block the run.
+    return FileLock(run / ".lock", fallback_to_soft=False)

@@ -27,26 +27,21 @@ class RunLogger(TensorBoardLogger):
     Args:
         logs: The folder of the runs.
         version: The number of an existing run, or the name of its folder. None makes a new run.
-        first_step: The step that a run continues from, counted from 0. Old points at or after this step are
-            removed before the first new point is drawn.
         test_step: The step of the tested checkpoint. Lightning would draw `test/acc` at step 0, because it counts the
             steps of this process alone.
+
+    Attributes:
+        first_step: The step that a run continues from, counted from 0. Old points at or after this step are
+            removed before the first new point is drawn.
     """
 
-    def __init__(
-        self,
-        logs: Path,
-        version: int | str | None = None,
-        *,
-        first_step: int | None = None,
-        test_step: int | None = None,
-    ) -> None:
+    def __init__(self, logs: Path, version: int | str | None = None, *, test_step: int | None = None) -> None:
         # Lightning's own metric for the HPARAMS tab is always -1.
         super().__init__(save_dir=logs.parent, name=logs.name, version=version, default_hp_metric=False)
-        self.first_step = first_step
+        self.first_step = 0
         self.test_step = test_step
         self._is_new = version is None
-        self._old_files = [] if first_step is None else list(Path(self.log_dir).glob("events.out.tfevents.*"))
+        self._old_files: list[Path] = []
         self._last_epoch_step: int | None = None
         self._lock: FileLock | None = None
 
@@ -58,8 +53,19 @@ class RunLogger(TensorBoardLogger):
             self._is_new = False
             self._version = create_run(Path(self.root_dir))
         if self._lock is None and self.test_step is None:
-            self._lock = lock(Path(self.log_dir))
+            self.lock()
         return super().experiment
+
+    @rank_zero_only
+    def lock(self) -> None:
+        """Lock the run. Its checkpoint and curves must be read later: another process may just have written them.
+
+        Raises:
+            UserError: Another process trains the run.
+        """
+        run = Path(self.log_dir)
+        self._lock = lock(run)
+        self._old_files = list(run.glob("events.out.tfevents.*"))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

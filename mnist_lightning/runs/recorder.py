@@ -1,10 +1,6 @@
 """`RunRecorder`: writes down how a run was configured, and how far it has come."""
 
-import datetime
-import json
-import os
 import shutil
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -14,7 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.files import remove_partial, written_whole
-from mnist_lightning.runs.folders import next_configuration, read_status, status_file
+from mnist_lightning.runs.folders import next_configuration, update_status
 from mnist_lightning.runs.logger import RunLogger
 
 SHOWN = ("model.", "data.", "seed_everything", "trainer.max_epochs")  # settings in TensorBoard's HPARAMS tab
@@ -32,10 +28,11 @@ class RunRecorder(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration just before the first step: one that can't be used would count as the newest."""
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.first_step = trainer.global_step
         self._write_configuration(trainer, pl_module)
         network = cast(DigitClassifier, pl_module).network
-        process = {"process": os.getpid(), "host": socket.gethostname()}
-        self._update(trainer, network=type(network).__name__, epochs=trainer.current_epoch, **process)
+        self._update(trainer, network=type(network).__name__, epochs=trainer.current_epoch)
 
     def _write_configuration(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.logger or not trainer.log_dir:
@@ -71,10 +68,5 @@ class RunRecorder(SaveConfigCallback):
         self._update(trainer, test_acc=trainer.callback_metrics["test/acc"].item())
 
     def _update(self, trainer: Trainer, **values: object) -> None:
-        """Write values to `status.json`, which `runs` reads without importing torch."""
-        if not trainer.is_global_zero or not isinstance(trainer.logger, RunLogger):
-            return
-        run = Path(trainer.logger.log_dir)
-        started = datetime.datetime.now().isoformat(sep=" ", timespec="minutes")
-        with written_whole(status_file(run)) as partial:
-            partial.write_text(json.dumps({"started": started} | read_status(run) | values, indent=1) + "\n")
+        if trainer.is_global_zero and isinstance(trainer.logger, RunLogger):
+            update_status(Path(trainer.logger.log_dir), **values)

@@ -29,6 +29,8 @@ def fit(args: list[str]) -> None:
     if cli.start:
         for name in ("max_epochs", "max_steps"):
             cli.start.check_limit(name, getattr(cli.trainer, name))
+        if cli.start.run and isinstance(cli.trainer.logger, RunLogger):
+            cli.trainer.logger.lock()  # before Lightning starts other processes
     try:
         with errors_of_lightning(), no_empty_run(cli):
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)

@@ -1,10 +1,17 @@
+import errno
+import os
+import random
+import re
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Program
-from helpers import DATA, LAST
-from processes import wait_for
+from conftest import Program, Run
+from filelock import FileLock
+from helpers import DATA, FIRST, LAST, curves, load
+from processes import Outcome, enter, fit, start, wait_for
 
 from mnist_lightning.errors import CheckpointError, UserError
 from mnist_lightning.runs import folders
@@ -78,14 +85,72 @@ def test_every_way_to_name_a_checkpoint_finds_it(tmp_path: Path) -> None:
 
 def test_a_run_can_be_locked_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, "version_0")
-    folders.status_file(run).write_text('{"process": 7, "host": "here"}')
+    folders.status_file(run).write_text('{"process": 7, "host": "there", "epochs": 3}')
     assert not folders.is_running(run)
     held = folders.lock(run)
     assert folders.is_running(run)
-    with pytest.raises(UserError, match="version_0 is being trained by process 7 on here"):
+    holder = f"process {os.getpid()} on {re.escape(socket.gethostname())}; stop"
+    with pytest.raises(UserError, match=f"version_0 is being trained by {holder}"):
         folders.lock(run)
+    assert folders.read_status(run)["epochs"] == 3
     held.release()
     assert not folders.is_running(run)
+
+
+def test_of_many_that_lock_at_once_one_wins(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "version_0")
+
+    def attempt(_: int) -> FileLock | None:
+        try:
+            return folders.lock(run)
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        locks = list(pool.map(attempt, range(8)))  # a lock that is no longer referred to is released
+    assert sum(lock is not None for lock in locks) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_file_system_knows_no_locks_a_run_trains_and_says_so_once(
+    number: int, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    run("fit", "--trainer.max_epochs=1")
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert load(LAST)["global_step"] == 10
+    assert not folders.is_running(FIRST)
+    line = (
+        "The file system of lightning_logs/version_0 knows no locks. Make sure that no other process trains this run."
+    )
+    assert capsys.readouterr().out.splitlines().count(line) == 2  # once for each of the two commands
+
+
+def test_a_lock_file_of_somebody_else_is_named(run: Run) -> None:
+    run("fit", "--trainer.max_epochs=1")
+    (FIRST / ".lock").unlink()
+    (FIRST / ".lock").mkdir()
+    with pytest.raises(SystemExit, match=r"version_0/\.lock can't be written: Is a directory"):
+        run("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_newest_once_the_run_is_locked(
+    run: Run, small_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process trains the run after this one has found its checkpoint, and ends before this one locks it."""
+    run("fit")
+
+    def lock_later(folder: Path) -> FileLock:
+        fit(["--ckpt_path=last", "--trainer.max_epochs=3"])
+        return lock(folder)
+
+    lock = folders.lock
+    monkeypatch.setattr("mnist_lightning.runs.logger.lock", lock_later)
+    run("fit", "--ckpt_path=last", "--trainer.max_epochs=4")
+    assert [step for step, _ in curves()["train/loss"]] == list(range(20))
 
 
 @pytest.mark.slow
@@ -101,3 +166,46 @@ def test_a_second_fit_of_a_running_run_is_refused_and_a_kill_frees_it(program: P
     first.wait()
     third = program("fit", "--ckpt_path=last", f"--data.root={DATA}", "--trainer.max_steps=500")
     assert third.wait(timeout=180) == 0
+
+
+@pytest.mark.slow
+def test_fifty_kills_with_two_contenders(
+    small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After each kill, two processes try to continue the run. One is refused, and the other is killed in turn.
+
+    Both start at the same moment, or the second one starts while the first one trains. In the end, the run is the
+    same as a run that nothing disturbed.
+    """
+    arguments = [f"--data.root={small_data}", "--data.val_size=100", "--data.batch_size=64"]
+    arguments += ["--trainer.max_epochs=1000", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=1"]
+    moments = random.Random(0)
+    enter(tmp_path / "contended", monkeypatch)
+    holder = start(arguments)
+    wait_for(LAST.exists)
+    for number in range(50):
+        holder.kill()
+        holder.join()
+        written = LAST.stat().st_mtime_ns
+        errors = [Path(f"errors_{number}_{name}") for name in "ab"]
+        first = start(["--ckpt_path=last"], errors=errors[0])
+        if number % 2:
+            wait_for(lambda before=written: LAST.stat().st_mtime_ns > before)
+        second = start(["--ckpt_path=last"], errors=errors[1])
+        wait_for(lambda both=(first, second): any(process.exitcode is not None for process in both))
+        loser, holder = (second, first) if first.exitcode is None else (first, second)
+        message = errors[loser is second].read_text().splitlines()[-1]
+        reason = f"{FIRST} is being trained by process {holder.pid} on {socket.gethostname()}; "
+        assert message.startswith(f"python -m mnist_lightning fit: error: {reason}")
+        assert (loser.exitcode, holder.exitcode) == (1, None)
+        time.sleep(moments.uniform(0, 0.5))
+    holder.kill()
+    holder.join()
+    epochs = f"--trainer.max_epochs={load(LAST)['epoch'] + 1}"
+    fit(["--ckpt_path=last", epochs])
+    contended = Outcome()
+    enter(tmp_path / "whole", monkeypatch)
+    fit([*arguments, epochs])
+    Outcome().assert_same(contended)
+    with capsys.disabled():
+        print("\n50 of 50 kills survived; 50 of 50 second processes refused")
