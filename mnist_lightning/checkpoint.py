@@ -82,7 +82,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: str | Path)
         path: The checkpoint that the weights come from, for the message.
 
     Raises:
-        CheckpointError: The weights belong to another network.
+        CheckpointError: The weights belong to another network, or are not finite.
     """
     try:
         model.load_state_dict(weights)
@@ -90,6 +90,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: str | Path)
         reason = str(error).splitlines()[1].strip()  # below a heading, one line for each kind of difference
         reason = textwrap.shorten(reason, 160, placeholder=" ...")
         raise CheckpointError(f"the weights in {path} don't fit the network: {reason}") from error
+    if name := not_finite(model):
+        raise CheckpointError(f"{path} can't be used: its weights {name} are not finite")
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of weights that hold NaN or infinity, None if there are none.
+
+    Logits can hide such weights: a ReLU turns minus infinity into 0. A buffer may hold infinity, as masks do.
+    """
+    wrong = [(name, weights.isfinite().logical_not()) for name, weights in model.named_parameters()]
+    wrong += [(name, buffer.isnan()) for name, buffer in model.named_buffers()]
+    return next((name for name, found in wrong if found.any()), None)
 
 
 def settings_of(content: Mapping[str, Any], path: str | Path, names: Iterable[str] = KINDS) -> dict[str, Any]:

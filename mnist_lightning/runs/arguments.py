@@ -49,7 +49,7 @@ _TRAINER = "accelerator devices strategy precision callbacks logger profiler def
 # The flags that `--help` lists, below headings.
 SHOWN = {
     "fit": {
-        "This program": "config ckpt_path seed_everything checkpoint.every_n_steps figures",
+        "This program": "config ckpt_path seed_everything checkpoint.every_n_steps figures stop_at_nan",
         "model": "network optimizer lr_scheduler lr_interval",
         "data": "root batch_size val_size mean std fade",
         "data.distortion": "rotation scale shear translation elastic",

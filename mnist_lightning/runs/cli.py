@@ -24,6 +24,7 @@ from mnist_lightning.errors import first_cause
 from mnist_lightning.runs import folders
 from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, SHOWN, HelpAll, RunParser
 from mnist_lightning.runs.calibrator import Calibrator
+from mnist_lightning.runs.divergence import Divergence
 from mnist_lightning.runs.figures import Figures
 from mnist_lightning.runs.learning_rate import find, take_finder
 from mnist_lightning.runs.logger import RunLogger
@@ -76,6 +77,7 @@ class RunCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH[self.verb])
         parser.add_class_arguments(CheckpointWriter, "checkpoint")
         parser.add_argument("--figures", type=bool, default=True, help="Whether TensorBoard also shows figures.")
+        parser.add_argument("--stop_at_nan", type=bool, default=True, help="Whether a NaN or infinite loss ends `fit`.")
         parser.add_argument("--help_all", action=HelpAll)
         parser.shown = SHOWN[self.verb]  # type: ignore[attr-defined]
 
@@ -183,6 +185,7 @@ class RunCLI(LightningCLI):
             add(ExactResume(), ExactResume)
             add(Calibrator(), Calibrator)
             add(EpochLines(), EpochLines)
+            add(Divergence(self.config_init.stop_at_nan), Divergence)
             if config.enable_model_summary is not False:
                 add(NetworkSummary(), ModelSummary)
             if logger is not False:

@@ -40,11 +40,10 @@ class Stopped(SystemExit):
     Args:
         signum: The signal.
         checkpoint: The file that the run was saved to.
-        code: Replaces that exit code.
     """
 
-    def __init__(self, signum: int, checkpoint: Path, code: int | None = None) -> None:
-        super().__init__(128 + signum if code is None else code)
+    def __init__(self, signum: int, checkpoint: Path) -> None:
+        super().__init__(128 + signum)
         self.signum = signum
         self.checkpoint = checkpoint
 

@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,14 @@ from torch import distributed
 from mnist_lightning.console import is_full_disk, program, silence
 from mnist_lightning.errors import OutputError, UserError
 from mnist_lightning.files import no_empty_folders
+from mnist_lightning.runs import folders
 from mnist_lightning.runs.cli import RunCLI
+from mnist_lightning.runs.divergence import Diverged
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.saving import CheckpointWriter
 from mnist_lightning.runs.signals import Stopped
+
+HIGHEST_LR = 0.1  # the highest learning rate that is proposed: the recipes in configs/ use it
 
 
 def fit(args: list[str]) -> None:
@@ -35,11 +40,12 @@ def fit(args: list[str]) -> None:
         with errors_of_lightning(), no_empty_run(cli):
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
     except Stopped as stopped:
-        if stopped.code:  # only on rank 0: elsewhere, it is 0
-            path = shlex.quote(os.path.relpath(stopped.checkpoint))
-            print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
-            print(f"Continue:   {program()} fit --ckpt_path {path}")
+        path = shlex.quote(os.path.relpath(stopped.checkpoint))
+        print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
+        print(f"Continue:   {program()} fit --ckpt_path {path}")
         raise
+    except Diverged as error:
+        raise UserError(f"{error}{what_to_do_about(error, cli)}") from error
     say_what_to_do_next(cli)
 
 
@@ -111,11 +117,39 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def what_to_do_about(error: Diverged, cli: RunCLI) -> str:
+    """Return how to continue after a run has diverged. A new run without a step is removed."""
+    if not error.trained:
+        removed = ""
+        if isinstance(cli.trainer.logger, RunLogger) and not (cli.start and cli.start.run):
+            shutil.rmtree(cli.trainer.logger.log_dir, ignore_errors=True)
+            removed = ", and the new run is removed"
+        advice = "look for the reason in the network and in its images"
+        if cli.start:
+            advice = f"continue from an earlier checkpoint than {os.path.relpath(cli.start.path)}"
+        return f".\nNothing was trained{removed}; {advice}"
+    writer = _writer(cli)
+    if writer is None:
+        return "; try a smaller one"
+    best, last = writer.path("best"), writer.path("last")
+    if best.exists() or writer.saved_step < error.step:  # a finite loss came after `last`
+        what, origin, path = "Continue", "--ckpt_path", best if best.exists() else last
+    else:
+        what, origin = "No checkpoint is good. Start again", "--config"
+        path = folders.configurations(last.parents[1])[-1]
+    settings, flag = cli.config.model.as_dict(), "--model.optimizer.lr"
+    rate = settings["optimizer"]["init_args"].get("lr")
+    schedule = (settings["lr_scheduler"] or {}).get("init_args", {})
+    if schedule.get("max_lr"):  # `OneCycleLR` replaces the optimizer's own rate
+        flag, rate = "--model.lr_scheduler.max_lr", schedule["max_lr"]
+    rate = min(rate / 10, HIGHEST_LR) if isinstance(rate, int | float) else HIGHEST_LR
+    return f".\n{what}: {program()} fit {origin} {shlex.quote(os.path.relpath(path))} {flag} {rate:g}"
+
+
 @rank_zero_only
 def say_what_to_do_next(cli: RunCLI) -> None:
     """Print the result of a run, and commands that use it."""
-    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-    writer = next((callback for callback in callbacks if isinstance(callback, CheckpointWriter)), None)
+    writer = _writer(cli)
     if writer is None or not writer.path("last").exists():  # for example, with `--trainer.max_epochs 0`
         return
     name = "best" if writer.path("best").exists() else "last"
@@ -138,3 +172,8 @@ def say_what_to_do_next(cli: RunCLI) -> None:
     )
     if isinstance(cli.trainer.logger, RunLogger):
         print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(cli.trainer.logger.root_dir))}")
+
+
+def _writer(cli: RunCLI) -> CheckpointWriter | None:
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, CheckpointWriter)), None)

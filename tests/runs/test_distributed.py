@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import DATA, FIRST, LAST, curves, load, right_answers
 from lightning.pytorch import Callback, LightningModule, Trainer
 from processes import Outcome, enter, wait_for
@@ -40,6 +41,17 @@ class ShardRecorder(Callback):
         Path(f"epoch_{trainer.current_epoch}_rank_{trainer.global_rank}").write_text("\n".join(self.seen))
 
 
+class Poison(Callback):
+    """Makes the images of one process NaN at step 30."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == 30:
+            batch[0].fill_(torch.nan)
+
+
 def launch(*arguments: str) -> list[subprocess.Popen[bytes]]:
     """Two processes on one machine."""
     return [popen([*PROGRAM, *arguments, *CPU, "--trainer.devices=2"])]
@@ -55,9 +67,10 @@ def torchrun(*arguments: str) -> list[subprocess.Popen[bytes]]:
 
 
 def popen(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
-    }  # for ShardRecorder
+    folders = [
+        str(folder) for folder in Path(__file__).parents[:3]
+    ]  # this file's, for its callbacks, and the package's
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     with Path("log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *arguments], stdout=log, stderr=log, env=environment, start_new_session=True
@@ -144,3 +157,18 @@ def test_a_signal_to_either_or_both_ends_both(
     run([popen([*PROGRAM, "fit", "--ckpt_path=last"])])  # the processes are those of the run's configuration
     assert [path.name for path in FIRST.parent.iterdir()] == ["version_0"]
     Outcome().assert_same(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("start", [launch, torchrun])
+def test_a_loss_of_one_process_that_is_not_finite_ends_both(
+    start: Callable[..., list[subprocess.Popen[bytes]]], rank: int, workplace: Path
+) -> None:
+    poison = ["--trainer.callbacks=test_distributed.Poison", f"--trainer.callbacks.rank={rank}"]
+    processes = start("fit", *SHORT, *poison)
+    wait_for(lambda: all(process.poll() is not None for process in processes), seconds=120)
+    assert processes[0].returncode == 1
+    log = Path("log.txt").read_text()
+    assert log.count("train/loss is not finite at step 30, with the learning rate 0.001.\nContinue: ") == 1
+    assert load(LAST)["global_step"] == 20
+    assert all(weights.isfinite().all() for weights in load(LAST)["state_dict"].values())

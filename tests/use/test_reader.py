@@ -291,8 +291,18 @@ def test_weights_that_are_not_finite_are_refused(logs: Path) -> None:
     weights["network.fc3.bias"][3] = float("nan")
     change(state_dict=weights)
     for command in (["predict", str(PHOTO)], ["export", "digits.pth"], ["compare", "best", "last"]):
-        with pytest.raises(SystemExit, match="its network gives numbers that are not finite"):
+        with pytest.raises(SystemExit, match=r"its weights fc3\.bias are not finite"):
             main(command)
+
+
+def test_a_network_with_logits_that_are_not_finite_is_refused(logs: Path) -> None:
+    """All weights are finite."""
+    weights = load(BEST)["state_dict"]
+    for layer in ("fc1", "fc2", "fc3"):
+        weights[f"network.{layer}.weight"] *= 1e15
+    change(state_dict=weights)
+    with pytest.raises(CheckpointError, match="its network gives numbers that are not finite"):
+        DigitReader.load(BEST)
 
 
 @pytest.mark.parametrize("calibration", [{"temperature": 1.0, "threshold": 0.9}, [0.9], {"threshold": "high"}])
