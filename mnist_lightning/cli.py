@@ -1,13 +1,10 @@
 """The command line: a table from verbs to functions, and one place that prints errors."""
 
 import os
-import pkgutil
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mnist_lightning.console import program
-from mnist_lightning.errors import UserError
 from mnist_lightning.runs import signals
 
 CHECKPOINT = {"checkpoint": "--ckpt_path"}
@@ -59,11 +56,24 @@ def main(args: list[str] | None = None) -> None:
         args: The verb and its arguments. By default, the arguments of this process.
 
     Raises:
-        SystemExit: The arguments, or the files that they name, can't be used. A message says why.
+        SystemExit: The arguments, or the files that they name, can't be used. A message says why. A signal also
+            ends the program so.
     """
-    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    with signals.exit_at_once():
+        # This file imports other modules only in `run`: without the handlers, Ctrl-C prints a traceback.
+        run(sys.argv[1:] if args is None else args)
+
+
+def run(args: list[str]) -> None:
+    """Run one verb, and turn an error into a message. The arguments are those of `main`."""
+    import pkgutil
+
+    from mnist_lightning.console import program
+    from mnist_lightning.errors import UserError
+
+    name, *rest = args or ["--help"]
     if name in ("-h", "--help"):
-        sys.stdout.write(usage() + "\n")
+        print(usage(program()))
         return
     if name not in VERBS:
         sys.exit(f"{program()}: error: {name} is not a verb; expected one of {', '.join(VERBS)}")
@@ -71,8 +81,7 @@ def main(args: list[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # for the user's network: the console script leaves this folder out
     verb = VERBS[name]
     try:
-        with signals.exit_at_once():
-            pkgutil.resolve_name(verb.function)(rest)
+        pkgutil.resolve_name(verb.function)(rest)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
@@ -80,16 +89,20 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"{program()} {name}: error: {f'{flag}: ' if flag else ''}{error}")
 
 
-def usage() -> str:
-    """Return the list of verbs."""
+def usage(program: str) -> str:
+    """Return the list of verbs.
+
+    Args:
+        program: What the user typed to start this program.
+    """
     verbs = "\n".join(f"  {name:10}{verb.summary}" for name, verb in VERBS.items())
-    return f"""usage: {program()} VERB [FLAGS]
+    return f"""usage: {program} VERB [FLAGS]
 
 {verbs}
 
-Flags of a verb: {program()} fit --help
+Flags of a verb: {program} fit --help
 
 Examples:
-  {program()} fit --trainer.max_epochs 5
-  {program()} test --ckpt_path best
-  {program()} predict photo.jpg"""
+  {program} fit --trainer.max_epochs 5
+  {program} test --ckpt_path best
+  {program} predict photo.jpg"""
