@@ -56,12 +56,15 @@ def main(args: list[str] | None = None) -> None:
         args: The verb and its arguments. By default, the arguments of this process.
 
     Raises:
-        SystemExit: The arguments, or the files that they name, can't be used. A message says why. A signal also
-            ends the program so.
+        SystemExit: The arguments, or the files that they name, can't be used. A message says why. A signal, or output
+            that can't be written, also ends the program so.
     """
     with signals.exit_at_once():
-        # This file imports other modules only in `run`: without the handlers, Ctrl-C prints a traceback.
-        run(sys.argv[1:] if args is None else args)
+        # This file imports other modules only here and in `run`: without the handlers, Ctrl-C prints a traceback.
+        from mnist_lightning.console import lasting_output
+
+        with lasting_output():
+            run(sys.argv[1:] if args is None else args)
 
 
 def run(args: list[str]) -> None:
@@ -82,8 +85,6 @@ def run(args: list[str]) -> None:
     verb = VERBS[name]
     try:
         pkgutil.resolve_name(verb.function)(rest)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         flag = verb.flags.get(error.argument or "")
         sys.exit(f"{program()} {name}: error: {f'{flag}: ' if flag else ''}{error}")

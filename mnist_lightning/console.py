@@ -4,18 +4,89 @@ import argparse
 import difflib
 import errno
 import logging
+import os
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 
 def program() -> str:
     """Return what the user typed to start this program, without the verb."""
     return "mnist-lightning" if Path(sys.argv[0]).name.startswith("mnist-lightning") else "python -m mnist_lightning"
+
+
+class Output:
+    """Standard output, or standard error. If it can no longer be written, the program goes on without it.
+
+    The reader of a pipe may have read enough, as `| head` does. The terminal may be closed, or the disk full. A run
+    that trains should not end for that.
+
+    Args:
+        stream: What to write to.
+
+    Attributes:
+        error: Why the output can't be written. It is None while it can be written, and after its reader is gone.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # Python has no stream if the program was started with a closed one (`>&-`).
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._stream.flush()
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Closing a terminal gives EIO. The file descriptor is replaced, because the stream keeps what it could not
+            # write, and Python tries again to write it at the end.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                self.error = error
+                sys.stderr.write(f"{program()}: error: the output can't be written: {error.strerror}\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Go on without standard output or standard error if it can no longer be written.
+
+    Raises:
+        SystemExit: Standard output could not be written, and its reader is not gone.
+    """
+    streams = sys.stdout, sys.stderr
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        try:
+            yield
+        finally:
+            out.flush()  # or Python would write the rest, and print a traceback if it can't
+            err.flush()
+    except SystemExit as stop:
+        if stop.code or not out.error:
+            raise
+    finally:
+        sys.stdout, sys.stderr = streams
+    if out.error:
+        raise SystemExit(1)
 
 
 class Parser(argparse.ArgumentParser):

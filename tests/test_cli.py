@@ -1,7 +1,9 @@
 """The table of verbs, and what every verb has in common."""
 
+import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,8 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import Run
-from helpers import DATA, FIRST, ROOT, SECOND
+from conftest import Program, Run
+from helpers import DATA, FIRST, LAST, ROOT, SECOND, load
 
 from mnist_lightning.cli import VERBS, main
 from mnist_lightning.runs import folders
@@ -121,6 +123,78 @@ def test_200_runs_are_listed_in_a_second_without_torch(run: Run) -> None:
     seconds = time.perf_counter() - start
     assert len(done.stdout.splitlines()) == 201
     assert seconds < 2  # about 0.3 s; the machine may be busy
+
+
+NO_SPACE = os.strerror(errno.ENOSPC)
+COMMANDS = [["--help"], ["predict", "--help"], ["runs"], pytest.param(["fit", "--help"], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_reader_that_has_read_enough_is_no_error(arguments: list[str], program: Program) -> None:
+    process = program(*arguments)
+    assert process.stdout
+    process.stdout.close()  # as `| head -0` does
+    assert process.wait(timeout=60) == 0
+    assert process.stderr
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_can_not_be_written_is_an_error_of_one_line(
+    arguments: list[str], buffered: bool, workplace: Path
+) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "mnist_lightning", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"python -m mnist_lightning: error: the output can't be written: {os.strerror(errno.ENOSPC)}\n"
+    )
+
+
+def test_a_message_is_not_lost_with_the_output(workplace: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mnist_lightning", "runs", "nowhere"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "there is no folder nowhere" in done.stderr
+
+
+SHORT = [f"--data.root={DATA}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=5", "--figures=false"]
+
+
+@pytest.mark.parametrize("closed", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
+def test_a_run_whose_reader_has_gone_trains_to_its_end(closed: str, program: Program) -> None:
+    process = program("fit", *SHORT)
+    stream = getattr(process, closed)
+    stream.readline()  # as `| head -1` does
+    stream.close()
+    other = process.stderr if closed == "stdout" else process.stdout
+    assert other
+    assert "Traceback" not in other.read()
+    assert process.wait(timeout=60) == 0
+    assert load(LAST)["global_step"] == 10
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_can_not_be_written_trains_to_its_end_and_says_so(workplace: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mnist_lightning", "fit", *SHORT]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("error") == done.stderr.count("the output can't be written") == 1
+    assert "Traceback" not in done.stderr
+    assert load(LAST)["global_step"] == 10
+
+
+@pytest.mark.slow
+def test_a_program_without_any_streams_works(workplace: Path) -> None:
+    """A service may start it so. Python then has no `sys.stdout`."""
+    command = shlex.join([sys.executable, "-m", "mnist_lightning", "fit", *SHORT])
+    assert subprocess.run(f"{command} <&- >&- 2>&-", shell=True).returncode == 0
+    assert load(LAST)["global_step"] == 10
 
 
 @pytest.mark.slow
