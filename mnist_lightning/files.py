@@ -38,7 +38,7 @@ def written_whole(path: Path, argument: str | None = None) -> Iterator[Path]:
         if not isinstance(error, OSError):
             raise
         unchanged = "; the existing file is unchanged" if path.is_file() else ""
-        raise OutputError(f"{path} can't be written: {error.strerror}{unchanged}", argument) from error
+        raise OutputError(f"{path} can't be written: {error.strerror or error}{unchanged}", argument) from error
     if os.name == "posix":  # Windows can't open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:

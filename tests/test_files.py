@@ -1,10 +1,19 @@
 """Files that are there whole or not at all."""
 
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
+from mnist_lightning.cli import main
+from mnist_lightning.errors import OutputError
 from mnist_lightning.files import PARTIAL, written_whole
+
+SLOW = pytest.mark.slow  # torch.export imports much
 
 
 def test_two_that_are_written_at_once_in_one_folder_are_both_there(tmp_path: Path) -> None:
@@ -25,3 +34,54 @@ def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
         partial.write_text("whole")
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert found == {mine.name: "mine", "there": "before", "new": "whole"}
+
+
+@pytest.fixture(params=["a full disk", "a limit of the size"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder in which no file of more than 100 bytes can be written."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if request.param == "a full disk":
+        command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]  # needs root
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this process can't mount a disk")
+        (folder / "other").write_bytes(bytes(4096))
+        yield folder
+        subprocess.run(["umount", folder], check=True)
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["export", "FULL/digits.pth"], ""),
+        pytest.param(["export", "FULL/digits.onnx"], "", marks=SLOW),
+        pytest.param(["export", "FULL/digits.pt2"], "", marks=SLOW),
+        (["predict", str(ROOT / "docs/digits"), "--output", "FULL/digits.csv"], "--output: "),
+        (["predict", str(ROOT / "docs/digits"), "--output", "FULL/digits.json"], "--output: "),
+        (["predict", str(ROOT / "docs/digits"), "--show", "FULL/digits"], "--show: "),
+    ],
+    ids=lambda value: " ".join(value[-2:]).replace("FULL/", "") if isinstance(value, list) else "",
+)
+def test_a_file_that_does_not_fit_on_the_disk_is_an_error_of_one_line(
+    arguments: list[str], flag: str, full: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mnist_lightning"])
+    arguments = [argument.replace("FULL", str(full)) for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--ckpt_path", str(trained / "version_0")])
+    message = str(stop.value)
+    assert message.startswith(f"python -m mnist_lightning {arguments[0]}: error: {flag}{full}/digits")
+    assert message.endswith(("can't be written: No space left on device", "can't be written: File too large"))
+    assert "\n" not in message
+    assert [path for path in full.rglob("*") if path.is_file() and path.name != "other"] == []
+
+
+def test_an_error_without_a_reason_of_the_system_is_shown(tmp_path: Path) -> None:
+    """Pillow raises such an error."""
+    with pytest.raises(OutputError, match="a can't be written: encoder error"), written_whole(tmp_path / "a"):
+        raise OSError("encoder error")
