@@ -41,6 +41,7 @@ class RunLogger(TensorBoardLogger):
         self.first_step = 0
         self.test_step = test_step
         self._is_new = version is None
+        self._is_made = False
         self._old_files: list[Path] = []
         self._last_epoch_step: int | None = None
         self._lock: FileLock | None = None
@@ -49,8 +50,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_experiment
     def experiment(self) -> "SummaryWriter":
         """TensorBoard's writer. The folder of a new run is made together with it, not earlier."""
-        if self._is_new:
-            self._is_new = False
+        if self._is_new and not self._is_made:
+            self._is_made = True
             self._version = create_run(Path(self.root_dir))
         if self._lock is None and self.test_step is None:
             self.lock()
@@ -107,11 +108,10 @@ class RunLogger(TensorBoardLogger):
             self._lock.release()
 
     @rank_zero_only
-    def remove_unused(self) -> None:
-        """Remove the folder of a new run that has no checkpoint. Nothing can continue such a run or use it."""
-        run = Path(self.log_dir)
-        if self.first_step is None and not self._is_new and not any(run.glob("checkpoints/*.ckpt")):
-            shutil.rmtree(run, ignore_errors=True)
+    def remove_new_run(self) -> None:
+        """Remove the folder of the run, if this process has made it."""
+        if self._is_made:
+            shutil.rmtree(self.log_dir, ignore_errors=True)
 
     def _step(self, step: int | None) -> int | None:
         """Return the step to draw at. The first call removes old points."""

@@ -2,29 +2,22 @@
 
 import atexit
 import gc
-import os
 import re
-import shlex
-import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
-from mnist_lightning.console import is_full_disk, program, silence
+from mnist_lightning.console import is_full_disk, silence
 from mnist_lightning.errors import OutputError, UserError
 from mnist_lightning.files import no_empty_folders
-from mnist_lightning.runs import folders
+from mnist_lightning.runs import advice
 from mnist_lightning.runs.cli import RunCLI
 from mnist_lightning.runs.divergence import Diverged
 from mnist_lightning.runs.logger import RunLogger
-from mnist_lightning.runs.saving import CheckpointWriter
 from mnist_lightning.runs.signals import Stopped
-
-HIGHEST_LR = 0.1  # the highest learning rate that is proposed: the recipes in configs/ use it
 
 
 def fit(args: list[str]) -> None:
@@ -40,13 +33,12 @@ def fit(args: list[str]) -> None:
         with errors_of_lightning(), no_empty_run(cli):
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
     except Stopped as stopped:
-        path = shlex.quote(os.path.relpath(stopped.checkpoint))
-        print(f"\nStopped by {signal.Signals(stopped.signum).name}; the run is saved.")
-        print(f"Continue:   {program()} fit --ckpt_path {path}")
+        print(advice.after_a_signal(stopped))
         raise
     except Diverged as error:
-        raise UserError(f"{error}{what_to_do_about(error, cli)}") from error
-    say_what_to_do_next(cli)
+        raise UserError(advice.after_divergence(error, cli)) from error
+    if cli.trainer.is_global_zero:
+        print(advice.after_training(cli), end="")
 
 
 def validate(args: list[str]) -> None:
@@ -74,8 +66,9 @@ def no_empty_run(cli: RunCLI) -> Iterator[None]:
             yield
         finally:
             # Without checkpoints, as with `--trainer.enable_checkpointing false`, a run can still have curves.
-            if isinstance(cli.trainer.logger, RunLogger) and cli.trainer.global_step <= steps_before:
-                cli.trainer.logger.remove_unused()
+            logger, no_step = cli.trainer.logger, cli.trainer.global_step <= steps_before
+            if isinstance(logger, RunLogger) and no_step and not any(Path(logger.log_dir).glob("checkpoints/*.ckpt")):
+                logger.remove_new_run()
 
 
 @contextmanager
@@ -115,65 +108,3 @@ def leave_process_group() -> None:
     gc.collect()  # the network under DDP also holds the group
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def what_to_do_about(error: Diverged, cli: RunCLI) -> str:
-    """Return how to continue after a run has diverged. A new run without a step is removed."""
-    if not error.trained:
-        removed = ""
-        if isinstance(cli.trainer.logger, RunLogger) and not (cli.start and cli.start.run):
-            shutil.rmtree(cli.trainer.logger.log_dir, ignore_errors=True)
-            removed = ", and the new run is removed"
-        advice = "look for the reason in the network and in its images"
-        if cli.start:
-            advice = f"continue from an earlier checkpoint than {os.path.relpath(cli.start.path)}"
-        return f".\nNothing was trained{removed}; {advice}"
-    writer = _writer(cli)
-    if writer is None:
-        return "; try a smaller one"
-    best, last = writer.path("best"), writer.path("last")
-    if best.exists() or writer.saved_step < error.step:  # a finite loss came after `last`
-        what, origin, path = "Continue", "--ckpt_path", best if best.exists() else last
-    else:
-        what, origin = "No checkpoint is good. Start again", "--config"
-        path = folders.configurations(last.parents[1])[-1]
-    settings, flag = cli.config.model.as_dict(), "--model.optimizer.lr"
-    rate = settings["optimizer"]["init_args"].get("lr")
-    schedule = (settings["lr_scheduler"] or {}).get("init_args", {})
-    if schedule.get("max_lr"):  # `OneCycleLR` replaces the optimizer's own rate
-        flag, rate = "--model.lr_scheduler.max_lr", schedule["max_lr"]
-    rate = min(rate / 10, HIGHEST_LR) if isinstance(rate, int | float) else HIGHEST_LR
-    return f".\n{what}: {program()} fit {origin} {shlex.quote(os.path.relpath(path))} {flag} {rate:g}"
-
-
-@rank_zero_only
-def say_what_to_do_next(cli: RunCLI) -> None:
-    """Print the result of a run, and commands that use it."""
-    writer = _writer(cli)
-    if writer is None or not writer.path("last").exists():  # for example, with `--trainer.max_epochs 0`
-        return
-    name = "best" if writer.path("best").exists() else "last"
-    score = "" if name == "last" or writer.best_score is None else f" with val/acc {writer.best_score:.4f}"
-    path = os.path.relpath(writer.path(name))
-    run, file = shlex.quote(os.path.dirname(os.path.dirname(path))), shlex.quote(path)
-    trainer = cli.trainer
-    if 0 < trainer.max_steps <= trainer.global_step:
-        longer = f" --trainer.max_steps {2 * trainer.global_step}"
-    else:
-        longer = f" --trainer.max_epochs {2 * max(1, trainer.current_epoch)}"
-    if cli.config.trainer.max_time:
-        longer += " --trainer.max_time null"
-    root = "" if cli.datamodule.root == "data" else f" --data.root {shlex.quote(cli.datamodule.root)}"
-    print(
-        f"\n{name.capitalize()} checkpoint{score}: {path}\n"
-        f"Test it:    {program()} test --ckpt_path {file}{root}\n"
-        f"Use it:     {program()} predict digit.png --ckpt_path {file}\n"
-        f"Continue:   {program()} fit --ckpt_path {run}{longer}{root}"
-    )
-    if isinstance(cli.trainer.logger, RunLogger):
-        print(f"See curves: tensorboard --logdir {shlex.quote(os.path.relpath(cli.trainer.logger.root_dir))}")
-
-
-def _writer(cli: RunCLI) -> CheckpointWriter | None:
-    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, CheckpointWriter)), None)
