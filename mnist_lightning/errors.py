@@ -9,6 +9,19 @@ UserError
 └── OutputError       a file can't be written
 """
 
+LONGEST = 200  # letters of a text in a message
+
+
+def in_a_line(text: object) -> str:
+    """Return the first line of a text that comes from a file or a library, so that a message can quote it.
+
+    The text may be long, and may hold letters that would change a terminal.
+    """
+    lines = str(text).split("\n")
+    line = next((line.strip() for line in lines if line.strip()), "")
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: LONGEST + 1])
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 4]} ..."
+
 
 class UserError(Exception):
     """An error that the user can fix.
@@ -40,7 +53,7 @@ class SettingError(UserError, ValueError):
     """
 
     def __init__(self, argument: str, value: object, expected: str) -> None:
-        super().__init__(f"{argument} is {value}; expected {expected}", argument)
+        super().__init__(f"{argument} is {in_a_line(value)}; expected {expected}", argument)
 
 
 class NetworkError(UserError):

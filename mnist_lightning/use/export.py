@@ -1,15 +1,19 @@
 """`export`: writes a trained network to a file that works without this project."""
 
+import contextlib
 import io
 import json
-from collections.abc import Callable
+import logging
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mnist_lightning.console import Parser
-from mnist_lightning.errors import OutputError
+from mnist_lightning.errors import OutputError, in_a_line
 from mnist_lightning.files import written_whole
 from mnist_lightning.use.reader import DigitReader
 
@@ -70,22 +74,67 @@ def _onnx(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise OutputError(f"ONNX files need {error.name}: pip install 'mnist-lightning[export]'", "output") from error
-    program = torch.onnx.export(
-        _traced(reader), input_names=["images"], output_names=["logits", "probabilities"], verbose=False
-    )
+    traced = _traced(reader)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                traced, input_names=["images"], output_names=["logits", "probabilities"], verbose=False
+            )
+    except Exception as error:  # users can write networks
+        reason: BaseException = error
+        while reason.__cause__:  # the outer errors give advice
+            reason = reason.__cause__
+        raise OutputError(
+            f"ONNX can't hold the network ({in_a_line(reason)}); expected a .pt2 or a .pth file", "output"
+        ) from error
     assert program is not None  # it is None only if a file is named
     return program.model_proto.SerializeToString(), {"format": "ONNX", **INTERFACE}
 
 
 def _traced(reader: DigitReader) -> torch.export.ExportedProgram:
+    """Follow what a network computes, for any number of images.
+
+    Raises:
+        OutputError: torch can't follow the network, or would change its logits.
+    """
     two = torch.zeros(2, 28, 28, dtype=torch.uint8)  # with one image, torch would fix N to 1
+    three = (torch.arange(3 * 28 * 28) % 256).to(torch.uint8).view(3, 28, 28)
     try:
-        return torch.export.export(reader, (two,), dynamic_shapes=[{0: torch.export.Dim("N")}])
+        with _quiet():
+            program = torch.export.export(reader, (two,), dynamic_shapes=[{0: torch.export.Dim("N")}])
+            same = torch.allclose(program.module()(three)[0], reader(three)[0], rtol=1e-3, atol=1e-3)
+        reason = "the exported network gives other logits, for example because it uses random numbers"
     except Exception as error:  # users can write networks
-        reason = str(error).strip().partition("\n")[0]
+        same, reason = False, _reason(error)
+    if not same:
         raise OutputError(
             f"torch.export can't follow the network ({reason}); a .pth file can hold any network", "output"
-        ) from error
+        )
+    return program
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what torch can't follow, and where. torch's own message has a page of advice."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        reason = "the images decide which steps it computes"
+    elif "your code specialized it to be a constant" in str(error):
+        reason = "it fixes the number of images"
+    else:
+        reason = in_a_line(str(error) or repr(error))
+    others = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f"{Path(places[-1].filename).name}, line {places[-1].lineno}: {reason}" if places else reason
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch prints beside an error: all that it has followed so far."""
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 FORMATS: dict[str, Callable[[DigitReader], tuple[bytes, dict[str, Any]]]] = {

@@ -1,6 +1,8 @@
 """A network in other programs: the same digit in each of the 10,000 test images, and the same logits."""
 
 import json
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helpers import BEST, DATA, FIRST, Net, load
+from helpers import BEST, DATA, FIRST, Branching, Net, load
 from torch import Tensor
 
-from mnist_lightning import DigitClassifier, archive
+from mnist_lightning import DigitClassifier, DigitReader, LeNet, archive
 from mnist_lightning.cli import main
+from mnist_lightning.errors import OutputError
+from mnist_lightning.use.export import FORMATS
 
 ONE_VIEW, NINE_VIEWS = "--model.network.shift=0", "--model.network.shift=0.75"
 
@@ -207,6 +211,67 @@ def test_an_error_names_the_argument_and_what_was_found(
     assert stop.value.code
     assert message in f"{capsys.readouterr().err}{stop.value.code}"
     assert sorted(Path().rglob("*")) == before
+
+
+class ByNumber(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * images.mean().item() if images.mean().item() > 0 else images)
+
+
+class ByCount(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * len(images.nonzero().tolist())
+
+
+class OneByOne(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([LeNet.forward(self, image[None]) for image in images])
+
+
+class AtRandom(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * random.random()
+
+
+class Numpy(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(images.numpy()))
+
+
+BY_IMAGES = r".*\.py, line \d+: the images decide which steps it computes"
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Branching, BY_IMAGES),
+        (ByNumber, BY_IMAGES),
+        (ByCount, BY_IMAGES),
+        (OneByOne, "it fixes the number of images"),
+        (AtRandom, "the exported network gives other logits, for example because it uses random numbers"),
+        (Numpy, r"test_export\.py, line \d+: \.numpy\(\) is not supported for tensor subclasses\."),
+    ],
+)
+def test_what_torch_cant_follow_is_said_in_a_line(
+    network: type[LeNet], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = rf"torch\.export can't follow the network \({reason}\); a \.pth file can hold any network"
+    with pytest.raises(OutputError) as caught:
+        FORMATS[".pt2"](DigitReader(network()))
+    assert re.fullmatch(message, str(caught.value))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnx_cant_hold_is_said_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    class Bessel(LeNet):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(torch.special.bessel_j0(images))
+
+    message = r"ONNX can't hold the network \(.*bessel_j0.*\); expected a \.pt2 or a \.pth file"
+    with pytest.raises(OutputError) as caught:
+        FORMATS[".onnx"](DigitReader(Bessel()))
+    assert re.fullmatch(message, str(caught.value))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
