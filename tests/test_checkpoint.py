@@ -5,12 +5,17 @@ import os
 import random
 import resource
 import socket
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 import torch
 from conftest import Program, Run
-from helpers import BEST, DATA, LAST, differences
+from helpers import BEST, DATA, LAST, differences, load
+from PIL import Image
 from processes import wait_for
 
 from mnist_lightning import DigitClassifier, LeNet, checkpoint
@@ -43,6 +48,93 @@ def test_no_verb_runs_what_a_checkpoint_contains(malicious: Path, run: Run, monk
     with pytest.raises(CheckpointError, match="holds more than plain data"):
         DigitClassifier.load_from_checkpoint(malicious, weights_only=False)
     assert not Path("executed").exists()
+
+
+def test_the_message_names_what_is_not_plain_data(malicious: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read(malicious)
+    found = "(builtins.getattr, pathlib.Path, pathlib.PosixPath)"
+    assert str(caught.value) == f"{malicious} holds more than plain data {found}, and could run code; it was not loaded"
+    traceback = "".join(format_exception(caught.value))
+    assert "weights_only" not in traceback  # torch's advice to load the file all the same
+    assert "\x1b" not in traceback
+
+
+WEIGHTS = "holds only the weights of a network; expected a checkpoint of `fit`"
+OTHER_FILE = "expected best, last, a run folder, version_N or a checkpoint of `fit`"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("net.pth", WEIGHTS),
+        ("net.pt2", f"is an exported network; {OTHER_FILE}"),
+        ("net.onnx", f"is an exported network; {OTHER_FILE}"),
+        ("digit.png", f"is a picture; {OTHER_FILE}"),
+        ("script.pt", "is a TorchScript program; expected a checkpoint of `fit`"),
+        ("other.zip", "is not a checkpoint, or only a part of one"),
+        ("old.pth", "is not a checkpoint, or only a part of one"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_another_file_in_place_of_a_checkpoint(name: str, message: str, run: Run) -> None:
+    if name == "net.pth":
+        torch.save(LeNet().state_dict(), name)
+    elif name == "net.pt2":
+        torch.export.save(torch.export.export(LeNet(), (torch.zeros(1, 1, 28, 28),)), name)
+    elif name == "script.pt":
+        torch.jit.script(torch.nn.Linear(1, 1)).save(name)
+    elif name == "other.zip":
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("folder/file.txt", "text")
+    elif name == "old.pth":
+        torch.save(LeNet().state_dict(), name, _use_new_zipfile_serialization=False)
+    elif name == "digit.png":
+        Image.new("L", (28, 28)).save(name)
+    else:
+        Path(name).write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(SystemExit) as caught:
+        run("test", f"--ckpt_path={name}")
+    assert f"--ckpt_path: {name} {message}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def too_large(path: str, kind: str) -> None:
+    """Write a file of 20 GB that needs little space on the disk, or one that unpacks to 20 GB."""
+    if kind == "sparse":
+        Path(path).touch()
+        os.truncate(path, 20 * 2**30)
+    else:
+        size = 20 * 2**30 if kind == "deflated, slow" else 2 * 2**30
+        records = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+        with records, records.open("archive/data.pkl", "w", force_zip64=True) as record:
+            for _ in range(size // 2**24):
+                record.write(bytes(2**24))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "deflated", pytest.param("deflated, slow", marks=pytest.mark.slow)])
+def test_a_checkpoint_of_20_gigabytes_is_refused_without_reading_it(kind: str, workplace: Path) -> None:
+    too_large("huge.ckpt", kind)
+    code = """
+import resource
+from mnist_lightning import checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF)
+try:
+    checkpoint.read("huge.ckpt")
+except checkpoint.CheckpointError as error:
+    print(error)
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_maxrss - before.ru_maxrss)  # KiB
+print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message, kibibytes, seconds = done.stdout.splitlines()
+    if kind == "sparse":
+        assert message == "huge.ckpt is too large: 21,474,836,480 bytes; expected at most 4,294,967,296"
+    else:
+        assert message == "huge.ckpt is not a checkpoint: its records are compressed, or overlap"
+    assert int(kibibytes) < 200_000
+    assert float(seconds) < 2
 
 
 def test_no_url_is_opened(run: Run) -> None:

@@ -73,7 +73,7 @@ def files(workplace: Path) -> Path:
         ("--ckpt_path text.ckpt", "--ckpt_path: text.ckpt is not a checkpoint, or only a part of one"),
         (
             "--ckpt_path weights.pth",
-            "--ckpt_path: weights.pth is not a checkpoint of Lightning: it has no state_dict",
+            "--ckpt_path: weights.pth holds only the weights of a network; expected a checkpoint of `fit`",
         ),
         (
             "--ckpt_path foreign.ckpt",
