@@ -215,7 +215,9 @@ def settings_of(content: Mapping[str, Any], path: str | Path, names: Iterable[st
         CheckpointError: The settings name something other than classes of networks, optimizers and schedules.
     """
     settings = content.get("hyper_parameters", {})
-    if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
+    # Lightning would also build a classifier from settings in other places, and from a class that the settings name.
+    elsewhere = {"hparams", "module_arguments"} & content.keys() or content.get("hparams_name") in KINDS
+    if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in settings or elsewhere:
         raise CheckpointError(f"{path} is of another program: its settings are unknown")
     try:
         checked = {name: settings.get(name) for name in names}

@@ -137,6 +137,26 @@ print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert float(seconds) < 2
 
 
+@pytest.mark.parametrize("place", ["hparams", "module_arguments", "hparams_name"])
+def test_settings_in_places_of_old_versions_are_refused(place: str, run: Run) -> None:
+    """Lightning would build the network from them, and so call a function that the file names."""
+    run("fit")
+    content = load(LAST)
+    network = {
+        "class_path": "torch.fx.graph_module.reduce_graph_module",
+        "init_args": {"body": {"_code": "forward = print"}, "import_block": "open('executed', 'w')\n"},
+    }
+    if place == "hparams_name":
+        content |= {"hyper_parameters": network, "hparams_name": "network"}
+    else:
+        del content["hyper_parameters"]["network"]
+        content[place] = {"network": network}
+    torch.save(content, "crafted.ckpt")
+    with pytest.raises(CheckpointError, match=r"crafted\.ckpt is of another program: its settings are unknown"):
+        DigitClassifier.load_from_checkpoint("crafted.ckpt")
+    assert not Path("executed").exists()
+
+
 def test_no_url_is_opened(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/last.ckpt"
