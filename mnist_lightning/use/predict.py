@@ -45,6 +45,9 @@ def predict(args: list[str]) -> None:
     if options.show:
         parser.check_output(options.show, "--show", overwrite=options.overwrite)
     paths = find(options.photos, options.recursive)
+    for path in paths:
+        if path.suffix == ".ckpt":
+            parser.error(f"{printable(path)} is a checkpoint, and no photo; expected --ckpt_path {printable(path)}")
     reader = DigitReader.load(options.ckpt_path)
     if paths:
         images, problems = photos.prepare_all(paths)

@@ -201,6 +201,7 @@ def test_a_photo_is_read_without_the_libraries_of_training(scans: Path, program:
         ([f"{'x' * 300}.png"], "xxx.png can't be looked up: [Errno 36] File name too long"),
         (["~nosuchuser/x.png"], "error: ~nosuchuser/x.png can't be looked up: Could not determine home directory"),
         ([""], "error: the name of a photo is empty"),
+        (["scans/7.png", str(BEST)], f"error: {BEST} is a checkpoint, and no photo; expected --ckpt_path {BEST}"),
         (["scans/blank.png"], "error: no photo could be read"),
         (
             ["scans", "--output=out.txt"],
