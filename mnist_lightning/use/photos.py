@@ -16,7 +16,7 @@ WORKING_SIDE = 512  # larger photos are reduced to this many pixels
 
 
 def prepare_all(paths: list[Path]) -> tuple[Tensor, list[str]]:
-    """Prepare many photos. A progress bar appears if it takes more than 2 seconds.
+    """Prepare many photos. In a terminal, a progress bar appears after the first second.
 
     Args:
         paths: N files.
@@ -29,7 +29,7 @@ def prepare_all(paths: list[Path]) -> tuple[Tensor, list[str]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the steps are small: on busy cores, several threads mostly wait for each other
     try:
-        for index, path in enumerate(tqdm(paths, "Reading photos", delay=2, leave=False)):
+        for index, path in enumerate(tqdm(paths, "Reading photos", delay=1, leave=False, disable=None)):
             try:
                 images[index] = prepare(path)
             except PhotoError as error:

@@ -2,8 +2,11 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+import termios
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +315,31 @@ def test_many_photos_become_images_and_problems(tmp_path: Path) -> None:
 def test_no_photos_become_no_images() -> None:
     images, problems = photos.prepare_all([])
     assert (images.dtype, images.shape, problems) == (torch.uint8, (0, 28, 28), [])
+
+
+def drawn(photos_read: int, seconds: float, tty: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what `prepare_all` writes to a terminal or a pipe while it reads photos that take some seconds each."""
+
+    def slowly(path: Path) -> Tensor:
+        time.sleep(seconds)
+        return torch.zeros(28, 28, dtype=torch.uint8)
+
+    monkeypatch.setattr(photos, "prepare", slowly)
+    reader, writer = os.openpty() if tty else os.pipe()
+    if tty:
+        termios.tcsetwinsize(writer, (24, 80))  # otherwise it has no columns
+    with os.fdopen(writer, "w") as stderr, open(reader, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        photos.prepare_all([Path("photo.png")] * photos_read)
+        stderr.write("\nend")
+        stderr.flush()
+        return screen.read(65_536).decode()
+
+
+def test_a_terminal_shows_a_bar_after_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.search(r"Reading photos: .* 8/12 ", drawn(12, 0.15, True, monkeypatch))
+    assert "Reading" not in drawn(12, 0.05, True, monkeypatch)
+
+
+def test_a_pipe_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(12, 0.15, False, monkeypatch) == "\nend"
