@@ -1,5 +1,6 @@
 """Turns a picture of a digit into an image like those of MNIST (LeCun et al. 1998)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,10 +43,10 @@ def _over_background(colours: Tensor, opacity: Tensor) -> Tensor:
 def _ink(colours: Tensor) -> Tensor:
     """Return how much ink each pixel has, `(H, W)`: its distance from the background towards the colour of the ink."""
     distance = colours - _background(colours)
-    # Noise is symmetric and ink is not, so the mean of the cubed distance points to the ink.
-    direction = (distance * distance.square().sum(0)).mean((1, 2))
+    # Noise is symmetric and ink is not, so the sum of the cubed distances points to the ink.
+    direction = torch.einsum("chw,hw->c", distance, distance.square().sum(0))
     direction /= direction.norm().clamp(min=1e-12) * len(direction) ** 0.5  # the distance from white to black is now 1
-    return (distance * direction[:, None, None]).sum(0)
+    return torch.einsum("c,chw->hw", direction, distance)
 
 
 def _background(colours: Tensor) -> Tensor:
@@ -56,29 +57,32 @@ def _background(colours: Tensor) -> Tensor:
     Tukey 1974).
     """
     channels, height, width = colours.shape
-    v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    terms = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], dim=2)  # (H, W, 6)
+    powers = torch.tensor([[0, 0], [0, 1], [1, 0], [0, 2], [1, 1], [2, 0]])  # of the row and of the column
+    down = torch.linspace(-1, 1, height) ** powers[:, :1]  # (6, H)
+    across = torch.linspace(-1, 1, width) ** powers[:, 1:]  # (6, W)
     step = max(1, max(height, width) // COARSE_SIDE)
-    a = terms[::step, ::step].reshape(-1, 6).double()
-    b = colours[:, ::step, ::step].reshape(channels, -1).T.double()
-    stiffness = 1e-3 * len(a) * torch.eye(6)  # keeps the surface level where no background is visible
+    a = (down[:, ::step, None] * across[:, None, ::step]).flatten(1).double()
+    b = colours[:, ::step, ::step].reshape(channels, -1).double()
+    stiffness = 1e-3 * a.shape[1] * torch.eye(6)  # keeps the surface level where no background is visible
 
     def fit(start: Tensor) -> tuple[Tensor, float]:
         """Fit from a first colour `(C,)`. Return a surface `(6, C)`, and the share of pixels near it."""
-        above = b - start
-        distance = above.abs().amax(1, keepdim=True)
+        above = b - start[:, None]
+        surface, distance = torch.zeros(6, channels), above.abs().amax(0)
         for _ in range(12):
-            scale = (2.5 * distance.median()).clamp(0.025, 0.3)
+            scale = min(max(2.5 * _quantile(distance, 0.5), 0.025), 0.3)
             weights = (1 - (distance / scale).clamp(max=1) ** 2) ** 2
-            weighted = (a * weights).T
-            surface = torch.linalg.solve(weighted @ a + stiffness, weighted @ above)
-            distance = (above - a @ surface).abs().amax(1, keepdim=True)
+            weighted = a * weights
+            before, surface = surface, torch.linalg.solve(weighted @ a.T + stiffness, weighted @ above.T)
+            distance = (above - surface.T @ a).abs().amax(0)
+            if (surface - before).abs().sum(0).max() < 1e-4:  # a step of an 8-bit picture is 4e-3
+                break
         surface[0] += start
         return surface, (weights > 0.5).double().mean().item()
 
-    frame = torch.cat([colours[:, 0], colours[:, -1], colours[:, :, 0], colours[:, :, -1]], dim=1).double()
-    (most, share), (around, share_around) = fit(b.median(0).values), fit(frame.median(1).values)
-    return (terms @ (around if share_around > 0.7 * share else most).float()).permute(2, 0, 1)
+    (most, share), (around, share_around) = fit(b.median(1).values), fit(_frame(colours).double().median(1).values)
+    surface = around if share_around > 0.7 * share else most
+    return torch.einsum("kc,kh,kw->chw", surface.float(), down, across)
 
 
 def _cut_out(ink: Tensor) -> Tensor:
@@ -89,19 +93,45 @@ def _cut_out(ink: Tensor) -> Tensor:
     """
     # With Gaussian noise alone, a quarter of the differences between neighbours are below 0.45 standard deviations.
     steps = torch.cat([ink.diff(dim=0).flatten(), ink.diff(dim=1).flatten(), torch.zeros(1)])
-    noise = steps.abs().quantile(0.25).item() / 0.45
+    noise = _quantile(steps.abs(), 0.25) / 0.45
     if max(ink.shape) > COARSE_SIDE / 2:
-        ink_around = F.pad(ink[None], (1, 1, 1, 1), mode="replicate")
-        smooth, noise = F.avg_pool2d(ink_around, 3, stride=1)[0], noise / 3
+        smooth, noise = _sum_of_nine(ink) / 9, noise / 3
     else:  # its strokes are too thin for smoothing
         smooth = ink
     level = smooth.max().item()
     if level < max(LEAST_CONTRAST, 6 * noise):
         raise PhotoError("nothing stands out from the background")
     digit = _digit(smooth > max(FAINTEST_STROKE * level, 4 * noise))
-    rows, columns = digit.any(1).nonzero(), digit.any(0).nonzero()
-    kept = ink * F.max_pool2d(digit[None].float(), 3, stride=1, padding=1)[0]
-    return (kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / level).clamp(0, 1)
+    box = _box(digit)
+    kept = ink[box] * (_sum_of_nine(digit[box].float()) > 0)
+    return (kept / level).clamp(0, 1)
+
+
+def _frame(values: Tensor) -> Tensor:
+    """Return the pixels along the edges, `(..., 2 * W + 2 * H)`, of values `(..., H, W)`."""
+    return torch.cat([values[..., 0, :], values[..., -1, :], values[..., 0], values[..., -1]], dim=-1)
+
+
+def _box(mask: Tensor) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest rectangle that holds all True pixels of a mask `(H, W)`."""
+    rows, columns = (mask.any(axis).nonzero() for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _sum_of_nine(values: Tensor) -> Tensor:
+    """Return the sum of each pixel and its eight neighbours, `(H, W)`. Pixels at the edges count again outside of them.
+
+    torch's pooling takes ten times as long.
+    """
+    padded = F.pad(values[None], (1, 1, 1, 1), mode="replicate")[0]
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    """Return a quantile of values `(N,)`. torch would take ten times as long."""
+    rank = int(share * (len(values) - 1))
+    return np.partition(values.numpy(), rank)[rank].item()
 
 
 def _digit(mask: Tensor) -> Tensor:
@@ -111,21 +141,26 @@ def _digit(mask: Tensor) -> Tensor:
     """
     height, width = mask.shape
     step = max(1, max(height, width) // COARSE_SIDE)
-    coarse = F.max_pool2d(F.pad(mask[None].float(), (0, -width % step, 0, -height % step)), step)
-    # Find connected parts: each pixel takes the highest number of its neighbours, until none changes. SciPy's `label`
-    # would do the same, but an installed SciPy makes each start slower: torchmetrics imports it.
+    padded = F.pad(mask[None].float(), (0, -width % step, 0, -height % step))
+    pixels = F.avg_pool2d(padded, step, divisor_override=1)  # how many stand out in each square of step x step
+    coarse = (pixels > 0).float()
+    # Find connected parts: each pixel takes the highest number of its neighbours, until none changes. It also takes the
+    # number of the pixel that this number belongs to, because a long stroke would need hundreds of rounds otherwise.
+    # SciPy's `label` would do the same, but an installed SciPy makes each start slower: torchmetrics imports it.
     numbers, before = torch.arange(1.0, coarse.numel() + 1).view_as(coarse) * coarse, torch.zeros_like(coarse)
     while not torch.equal(numbers, before):
-        numbers, before = F.max_pool2d(numbers, 3, stride=1, padding=1) * coarse, numbers
-    part = F.interpolate(numbers[None], scale_factor=step)[0, 0, :height, :width] * mask
-    parts, areas = part[mask].unique(return_counts=True)
-    edges = torch.cat([part[0], part[-1], part[:, 0], part[:, -1]])
-    frame, lengths = edges[edges > 0].unique(return_counts=True)
+        highest = F.max_pool2d(numbers, 3, stride=1, padding=1) * coarse
+        numbers, before = F.pad(highest.flatten(), (1, 0))[highest.long()], numbers
+    part = numbers.long()
+    areas = part.flatten().bincount(pixels.flatten(), minlength=part.numel() + 1)
+    fine = F.interpolate(numbers[None], scale_factor=step)[0, 0, :height, :width] * mask
+    edges = _frame(fine)
     # A digit near the edge may touch it, but not along a tenth of the frame.
-    others = ~torch.isin(parts, frame[lengths > len(edges) / 10])
-    if (areas[others] > max(16, mask.numel() / 1_000)).any():
-        parts, areas = parts[others], areas[others]
-    return torch.isin(part, parts[areas >= SMALLEST_PART * areas.max()])
+    others = areas * (edges.long().bincount(minlength=len(areas)) <= len(edges) / 10)
+    if others.max() > max(16, mask.numel() / 1_000):
+        areas = others
+    kept = (areas >= (SMALLEST_PART * areas.max()).clamp(min=1))[part]
+    return (F.interpolate(kept[None].float(), scale_factor=step)[0, 0, :height, :width] * mask).bool()
 
 
 def _centre(digit: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
             mode = "RGBA" if picture.has_transparency_data else "RGB"
             picture = picture if picture.mode == mode else picture.convert(mode)
             picture.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-            values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+            values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous() / 255
     return values[:3], values[3] if mode == "RGBA" else None
 
 

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Program, Run
@@ -258,3 +262,31 @@ def test_folders_are_searched_at_any_depth_only_if_that_is_asked_for(scans: Path
     assert [row["file"] for row in predictions("scans/old", "--recursive")] == ["scans/old/older/2.png"]
     with pytest.raises(SystemExit, match="error: scans/old matches no photos"):
         main(["predict", "scans/old"])
+
+
+@pytest.mark.slow
+def test_500_photos_need_hardly_more_memory_than_50(scans: Path) -> None:
+    """A photo of a megapixel has 3 MB. If `predict` kept 450 of them, it would need 1,300 MiB more."""
+    noise = np.random.default_rng(0).normal(0, 8, (866, 1_155, 3))
+    with Image.open("scans/7.png") as seven:
+        digit = np.array(seven.convert("RGB").resize((1_155, 866)), dtype=np.float32)
+    Image.fromarray((digit + noise).clip(0, 255).astype(np.uint8)).save("photo.jpg")
+
+    def peak(photos: int) -> float:
+        """Return the most memory, in MiB, of a process that reads photos."""
+        folder = Path(f"{photos}_photos")
+        folder.mkdir()
+        for number in range(photos):
+            os.link("photo.jpg", folder / f"{number:03}.jpg")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mnist_lightning", "predict", str(folder), f"--output={folder}.csv"],
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert len(Path(f"{folder}.csv").read_text().splitlines()) == 1 + photos
+        return usage.ru_maxrss / 1024
+
+    few = peak(50)
+    assert peak(500) - few < 40
