@@ -4,7 +4,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -69,6 +69,20 @@ class RunParser(LightningArgumentParser):
     """
 
     shown: Mapping[str, str] = {}
+
+    def add_lightning_class_args(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class, so that 1 stays an int where a type has both int and float.
+
+        Lightning runs 1 batch for 1, and all batches for 1.0. jsonargparse takes the first type that fits. Lightning
+        writes `Optional[Union[int, float]]`, but a cache in `typing` returns `Union[float, int]` if that came first.
+        """
+        names = super().add_lightning_class_args(*args, **kwargs)
+        for action in self._actions:
+            kind = getattr(action, "_typehint", None)
+            if get_origin(kind) is Union and int in get_args(kind) and float in get_args(kind):
+                kinds = sorted(get_args(kind), key=lambda one: one is not int)
+                action._typehint = Union[tuple(kinds)]  # type: ignore[attr-defined]  # noqa: UP007
+        return names
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with a line that names the flag, what was found, and what was expected.
