@@ -11,6 +11,7 @@ CHECKPOINT = {"checkpoint": "--ckpt_path"}
 ROOT = {"root": "--data.root"}
 RUN = {
     **CHECKPOINT,
+    "config": "--config",
     **{name: f"--model.{name}" for name in ("network", "optimizer", "lr_scheduler")},
     **{name: f"--model.network.{name}" for name in ("dropout", "shift")},
     **{name: f"--data.{name}" for name in ("root", "batch_size", "val_size", "std", "fade")},

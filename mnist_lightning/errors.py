@@ -1,12 +1,13 @@
 """Errors that a user can fix. `main` prints each in a line or two, without a traceback.
 
 UserError
-├── SettingError      an argument is outside its range
-├── NetworkError      a network does not turn images into logits
-├── ArchiveError      an MNIST archive is missing or damaged, and can't be downloaded
-├── CheckpointError   a checkpoint is missing, damaged, or can't be used here
-├── PhotoError        a photo can't be found or read, or shows no digit
-└── OutputError       a file can't be written
+├── SettingError        an argument is outside its range
+├── ConfigurationError  a YAML file can't be used
+├── NetworkError        a network does not turn images into logits
+├── ArchiveError        an MNIST archive is missing or damaged, and can't be downloaded
+├── CheckpointError     a checkpoint is missing, damaged, or can't be used here
+├── PhotoError          a photo can't be found or read, or shows no digit
+└── OutputError         a file can't be written
 """
 
 LONGEST = 200  # letters of a text in a message
@@ -54,6 +55,12 @@ class SettingError(UserError, ValueError):
 
     def __init__(self, argument: str, value: object, expected: str) -> None:
         super().__init__(f"{argument} is {in_a_line(value)}; expected {expected}", argument)
+
+
+class ConfigurationError(UserError):
+    """A YAML file can't be used."""
+
+    argument = "config"
 
 
 class NetworkError(UserError):

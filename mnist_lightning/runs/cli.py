@@ -96,6 +96,8 @@ class RunCLI(LightningCLI):
             args = ["--config", self.start.settings(), *args]
         self.config = parser.parse_args(args)
         seed = self.config.seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:  # `true` would be 0, and `false` can't be repeated
+            parser.error(f"--seed_everything is {str(seed).lower()}; expected 0..{2**32 - 1}")
         if self.verb == "fit" and self.start and self.start.seed not in (None, seed):
             parser.error(f"--seed_everything is {seed}; expected {self.start.seed}, the seed of the run")
         if self.start and self.verb != "test":

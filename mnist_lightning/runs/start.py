@@ -7,15 +7,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import yaml
-
 from mnist_lightning import checkpoint
 from mnist_lightning.augmentation import Distortion
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
-from mnist_lightning.errors import CheckpointError
-from mnist_lightning.runs import folders, resume
+from mnist_lightning.errors import CheckpointError, ConfigurationError
+from mnist_lightning.runs import configuration, folders, resume
 
 
 class Start(NamedTuple):
@@ -53,14 +51,12 @@ class Start(NamedTuple):
             return settings
         path = folders.configurations(self.run)[-1]
         try:
-            readable = isinstance(yaml.safe_load(path.read_text()), dict)
-        except (OSError, ValueError, yaml.YAMLError):
-            readable = False
-        if not readable:
+            configuration.read(path)
+        except ConfigurationError as error:
             raise CheckpointError(
                 f"{path}, the newest configuration of the run, can't be read. Remove it to use the previous one, "
                 "or copy the checkpoint out of the run folder to start a new run"
-            )
+            ) from error
         return str(path)
 
     def settings(self) -> str:
@@ -105,6 +101,9 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
     """Return `--ckpt_path` and `--trainer.default_root_dir`, typed or in a YAML file, before the real parse.
 
     The checkpoint decides which configuration comes first in that parse.
+
+    Raises:
+        ConfigurationError: A YAML file can't be used.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("-c", "--config", action="append", nargs="?", default=[])
@@ -114,9 +113,12 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
     name, root = typed.ckpt_path, typed.root
     for config in reversed(typed.config):
         try:
-            settings = yaml.safe_load(Path(config).read_text())
-            name = settings.get("ckpt_path") if name is None else name
-            root = root or (settings.get("trainer") or {}).get("default_root_dir")
-        except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError):
-            continue  # the real parse says what is wrong
+            if not Path(config).is_file():
+                continue  # the real parse says so
+        except (OSError, TypeError):  # settings in place of a name, or nothing
+            continue
+        settings = configuration.read(Path(config))
+        name = settings.get("ckpt_path") if name is None else name
+        trainer = settings.get("trainer")
+        root = root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
     return name, root
