@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 KEY = "calibration"  # the key of a calibration in a checkpoint
+ABOVE_ALL = math.nextafter(1, 2)  # a threshold above any confidence
 RISK = 1 / 1_000  # the largest share of wrong answers on the validation images
 
 
@@ -32,7 +33,12 @@ class Calibration:
     def stored(cls, values: Any) -> Self | None:
         """Return the calibration in a checkpoint, None if this version can't read it."""
         known = isinstance(values, dict) and values.keys() == cls.__annotations__.keys()
-        return cls(**values) if known and all(isinstance(value, int | float) for value in values.values()) else None
+        if not known or not all(isinstance(value, int | float) for value in values.values()):
+            return None
+        stored = cls(**values)
+        shares = 0 <= stored.threshold <= ABOVE_ALL and 0 <= stored.accuracy <= 1  # also refuses NaN
+        counts = isinstance(stored.images, int) and isinstance(stored.step, int)
+        return stored if shares and counts and stored.images >= 1 and stored.step >= 0 else None
 
 
 def calibrate(logits: Tensor, labels: Tensor, step: int) -> Calibration | None:
@@ -58,5 +64,5 @@ def calibrate(logits: Tensor, labels: Tensor, step: int) -> Calibration | None:
     # Images with the same confidence are answered together.
     last_of_equals = torch.cat([confidences[:-1] > confidences[1:], torch.tensor([True])])
     allowed = (((~right[order]).cumsum(0) <= RISK * answers) & last_of_equals).nonzero()
-    threshold = confidences[allowed[-1]].item() if len(allowed) else math.nextafter(1, 2)
+    threshold = confidences[allowed[-1]].item() if len(allowed) else ABOVE_ALL
     return Calibration(threshold, right.double().mean().item(), len(labels), step)

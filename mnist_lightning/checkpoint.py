@@ -142,13 +142,17 @@ def _check_content(content: Any, path: Path) -> None:
     for name, weight in content["state_dict"].items():
         if not isinstance(name, str) or not (isinstance(weight, Tensor) or name.endswith("_extra_state")):
             raise CheckpointError(f"{program}: its state_dict holds more than tensors")
-    if not re.fullmatch(VERSION, version := str(content["pytorch-lightning_version"])):
-        raise CheckpointError(f"{path} was written by Lightning {in_a_line(version)}; expected version 2 or newer")
+    version = content["pytorch-lightning_version"]
+    if not isinstance(version, str) or not re.fullmatch(VERSION, version):
+        found = in_a_line(version) if isinstance(version, str) else "of an unknown version"
+        raise CheckpointError(f"{path} was written by Lightning {found}; expected version 2 or newer")
     loops = content.get("loops", {name: {} for name in LOOPS})
     if loops.keys() != LOOPS or not all(isinstance(loop, dict) for loop in loops.values()):
         raise CheckpointError(f"{program}: its loops are unknown")
+    for _ in leaves({key: value for key, value in content.items() if key != "state_dict"}):
+        pass  # `leaves` finds values that Lightning and torch would follow for ever
     progress = [value for loop in loops.values() for key, value in loop.items() if str(key).endswith("progress")]
-    for count in [*leaves(progress), content.get("global_step", 0), content.get("epoch", 0)]:
+    for count in leaves([progress, content.get("global_step", 0), content.get("epoch", 0)]):
         if not isinstance(count, int) or not 0 <= count < 2**31:
             raise CheckpointError(f"{program}: one of its counts is {in_a_line(count)}")
 
@@ -157,18 +161,18 @@ def leaves(value: Any) -> Iterator[Any]:
     """Yield the values in nested dictionaries and lists.
 
     Raises:
-        ValueError: There are too many values, they lie too deep, or a key is not text. A list can hold itself.
+        ValueError: They are nested too deeply, or too many. A list can hold itself, or the same list many times.
     """
     waiting, seen = [(value, 0)], 0
     while waiting:
         value, depth = waiting.pop()
         seen += 1
-        if seen > 10_000 or depth > 50:
-            raise ValueError("settings are too many, or nested too deeply")
-        if type(value) is dict and not all(isinstance(key, str) for key in value):
-            raise ValueError("settings have names that are not text")
-        if type(value) in (dict, list, tuple):
-            waiting += [(item, depth + 1) for item in (value.values() if type(value) is dict else value)]
+        if seen > 1_000_000 or depth > 50:
+            raise ValueError("its values are too many, or nested too deeply")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += [(item, depth + 1) for item in value]
         else:
             yield value
 
@@ -216,17 +220,30 @@ def settings_of(content: Mapping[str, Any], path: str | Path, names: Iterable[st
     """
     settings = content.get("hyper_parameters", {})
     # Lightning would also build a classifier from settings in other places, and from a class that the settings name.
-    elsewhere = {"hparams", "module_arguments"} & content.keys() or content.get("hparams_name") in KINDS
+    elsewhere = {"hparams", "module_arguments"} & content.keys() or content.get("hparams_name") in [*KINDS]
     if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in settings or elsewhere:
         raise CheckpointError(f"{path} is of another program: its settings are unknown")
+    checked = {name: settings.get(name) for name in names}
+    check_plain(checked, path)
     try:
-        checked = {name: settings.get(name) for name in names}
-        if not all(isinstance(value, str | int | float | None) for value in leaves(checked)):
-            raise ValueError("settings hold more than text and numbers")
         check_settings(checked)
-    except ValueError as error:  # also a SettingError
+    except SettingError as error:
         raise CheckpointError(f"{path} can't be used: its {error}") from error
     return dict(settings)
+
+
+def check_plain(settings: Any, path: str | Path) -> None:
+    """Make sure that the settings in a checkpoint hold only text and numbers, as a YAML file would.
+
+    Raises:
+        CheckpointError: They hold anything else.
+    """
+    try:
+        plain = all(isinstance(value, str | int | float | None) for value in leaves(settings))
+    except ValueError:
+        plain = False
+    if not plain:
+        raise CheckpointError(f"{path} can't be used: its settings are not text and numbers")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

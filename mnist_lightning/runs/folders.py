@@ -109,9 +109,10 @@ def read_status(run: Path) -> dict[str, Any]:
     """Return who trains a run, and how far it has come. Empty if there is no such file."""
     try:
         status = json.loads(status_file(run).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return status if isinstance(status, dict) else {}
+    known = status.items() if isinstance(status, dict) else ()
+    return {key: value for key, value in known if isinstance(value, str | int | float | None)}
 
 
 def update_status(run: Path, **values: object) -> None:

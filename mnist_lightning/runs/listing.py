@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lightning.console import Parser
+from mnist_lightning.errors import in_a_line
 from mnist_lightning.runs import folders
 
 COLUMNS: dict[str, Callable[[Any], str]] = {
@@ -49,7 +50,10 @@ def describe(run: Path) -> dict[str, Any]:
     status = folders.read_status(run)
 
     def known(key: str, kind: type) -> Any:  # a file can be damaged
-        return status[key] if isinstance(status.get(key), kind) else None
+        value = status.get(key)
+        return (
+            in_a_line(value) if kind is str and isinstance(value, str) else value if isinstance(value, kind) else None
+        )
 
     date = datetime.datetime.fromtimestamp(run.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
     size = 0

@@ -9,11 +9,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities import apply_to_collection
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mnist_lightning.checkpoint import check_plain
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.errors import CheckpointError
+from mnist_lightning.errors import CheckpointError, in_a_line
 from mnist_lightning.loader import EpochSampler
 
 KEY = "ExactResume"  # the key of its state in a checkpoint
@@ -34,9 +36,13 @@ class ExactResume(Callback):
 
     Everything random in a step then follows from seed, epoch, batch and rank. If your own
     data module draws random numbers, seed them as `MNISTDataModule._generator` does: its hooks run earlier.
+
+    Attributes:
+        unproven: Whether a checkpoint was restored, and no training step has succeeded since.
     """
 
     def __init__(self) -> None:
+        self.unproven = False
         self._checkpoint: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -44,15 +50,14 @@ class ExactResume(Callback):
             raise TypeError("ExactResume needs a DigitClassifier and an MNISTDataModule")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._checkpoint = (
-            checkpoint  # the same object that Lightning restores the optimizer from, after `on_fit_start`
-        )
+        self.unproven = True
+        self._checkpoint = checkpoint  # Lightning restores the optimizer from this object, after `on_fit_start`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore position, accuracy and settings.
 
         Raises:
-            CheckpointError: The checkpoint lies within an epoch whose order would differ here.
+            CheckpointError: The checkpoint lies within an epoch whose order would differ here, or is damaged.
         """
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
@@ -61,9 +66,11 @@ class ExactResume(Callback):
         if state := checkpoint.get(KEY):  # a checkpoint that was written without this callback has none
             self._restore_position(trainer, state)
             if trainer.is_global_zero:  # the counts of all processes
-                for name, value in state["train_accuracy"].items():
-                    setattr(model.train_accuracy, name, value.to(model.device))
+                for name in model.train_accuracy.metric_state:
+                    getattr(model.train_accuracy, name).copy_(state["train_accuracy"][name])
         self._keep_new_settings(trainer, model, checkpoint)
+        for optimizer, optimizer_state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+            _check_momentum(optimizer, optimizer_state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning treats the first epoch after a resume as a repetition, and skips the step of `ReduceLROnPlateau`
@@ -83,6 +90,9 @@ class ExactResume(Callback):
         if (device := trainer.strategy.root_device).type != "cpu":
             torch.get_device_module(device).manual_seed(seed)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.unproven = False
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         accuracy = cast(DigitClassifier, pl_module).train_accuracy
         with accuracy.sync_context():  # over all processes
@@ -93,6 +103,7 @@ class ExactResume(Callback):
         checkpoint.update(apply_to_collection(checkpoint, np.generic, np.generic.item))
 
     def _restore_position(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        check_plain({name: value for name, value in state.items() if name != "train_accuracy"}, "the checkpoint")
         sampler = _sampler(trainer)
         sampler.seed = state["seed"]
         for name, here in _order(trainer).items():
@@ -102,6 +113,8 @@ class ExactResume(Callback):
                     f"expected the same until the epoch ends, and found {here}"
                 )
         sampler.start = state["batches_done"]
+        if not 0 <= sampler.start < len(sampler):
+            raise CheckpointError(f"the checkpoint says that {sampler.start} of {len(sampler)} batches are done")
         # Lightning expects the position in the state of the loader, and drops that state if a schedule asks for the
         # number of steps (PL#20550).
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
@@ -144,6 +157,26 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     # Lightning's ModelCheckpoint writes after the last batch, before the epoch counts as completed.
     at_its_end = loops["epoch_loop.batch_progress"]["is_last_batch"] and epochs["started"] > epochs["completed"]
     return int(epochs["completed"] + at_its_end)
+
+
+def _check_momentum(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give the momentum in a checkpoint the layout in memory of its parameter.
+
+    torch's fused step relies on this layout without a check. It would read and write anywhere in memory.
+
+    Raises:
+        CheckpointError: The momentum has another shape than its parameter.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, key in zip(group["params"], saved["params"], strict=True):
+            values = state["state"].get(key, {}) if saved.get("fused") else {}
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    expected = torch.zeros(()) if name == "step" else parameter
+                    if value.shape != expected.shape:
+                        shapes = f"{tuple(value.shape)}, and its parameter {tuple(expected.shape)}"
+                        raise CheckpointError(f"the {in_a_line(name)} in the checkpoint has the shape {shapes}")
+                    values[name] = torch.empty_like(expected, dtype=value.dtype).copy_(value)
 
 
 def _sampler(trainer: Trainer) -> EpochSampler:

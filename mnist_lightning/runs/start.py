@@ -12,7 +12,7 @@ from mnist_lightning.augmentation import Distortion
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
-from mnist_lightning.errors import CheckpointError, ConfigurationError
+from mnist_lightning.errors import CheckpointError, ConfigurationError, in_a_line
 from mnist_lightning.runs import configuration, folders, resume
 
 
@@ -38,7 +38,9 @@ class Start(NamedTuple):
     @property
     def seed(self) -> int | None:
         """The seed that the run began with, None if the checkpoint does not say."""
-        return self.content.get(resume.KEY, {}).get("seed")
+        state = self.content.get(resume.KEY)
+        seed = state.get("seed") if isinstance(state, dict) else None
+        return seed if isinstance(seed, int) else None
 
     def configuration_of_run(self) -> str:
         """Return the newest configuration file of the run. Outside a run, return the settings.
@@ -66,14 +68,17 @@ class Start(NamedTuple):
             CheckpointError: This program does not know the settings.
         """
         data = self.content.get("datamodule_hyper_parameters", {})
+        checkpoint.check_plain([self.content.get("hyper_parameters", {}), data], self.path)
         groups = {"model": checkpoint.settings_of(self.content, self.path), "data": data}
         for (name, settings), kind in zip(groups.items(), (DigitClassifier, MNISTDataModule), strict=True):
-            groups[name] = {key: value for key, value in settings.items() if not key.startswith("_")}
+            groups[name] = {str(key): value for key, value in settings.items() if not str(key).startswith("_")}
             unknown = groups[name].keys() - signature(kind).parameters
             if name == "data":  # a name such as `class_path` would make jsonargparse import a module
-                unknown |= {*data.get("distortion", {})} - signature(Distortion).parameters.keys()
+                distortion = data.get("distortion", {})
+                known = signature(Distortion).parameters
+                unknown |= {*distortion} - known.keys() if isinstance(distortion, dict) else {"distortion"}
             if unknown:
-                names = ", ".join(sorted(unknown))
+                names = in_a_line(", ".join(sorted(map(str, unknown))))
                 raise CheckpointError(f"{self.path} is of another program or version: unknown settings {names}")
         return json.dumps({**groups, "seed_everything": DEFAULT_SEED if self.seed is None else self.seed})
 
@@ -89,7 +94,10 @@ class Start(NamedTuple):
         """
         if not self.content.keys() >= {"loops", "optimizer_states", "lr_schedulers", "global_step"}:
             raise CheckpointError(f"{self.path} holds only weights; expected a checkpoint of `fit`")
-        done = resume.epochs_done(self.content) if name == "max_epochs" else self.content["global_step"]
+        try:
+            done = resume.epochs_done(self.content) if name == "max_epochs" else self.content["global_step"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path} is damaged: it does not count epochs ({in_a_line(error)})") from error
         if limit != -1 and done >= limit:
             raise CheckpointError(
                 f"{self.path} belongs to a finished run: {name} is {limit}.\n"

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from torch import distributed
 
 from mnist_lightning.console import is_full_disk, silence
-from mnist_lightning.errors import OutputError, UserError
+from mnist_lightning.errors import CheckpointError, OutputError, UserError, in_a_line
 from mnist_lightning.files import no_empty_folders
 from mnist_lightning.runs import advice
 from mnist_lightning.runs.cli import RunCLI
 from mnist_lightning.runs.divergence import Diverged
 from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.resume import ExactResume
 from mnist_lightning.runs.signals import Stopped
 
 
@@ -30,7 +32,7 @@ def fit(args: list[str]) -> None:
         if cli.start.run and isinstance(cli.trainer.logger, RunLogger):
             cli.trainer.logger.lock()  # before Lightning starts other processes
     try:
-        with errors_of_lightning(), no_empty_run(cli):
+        with errors_of_lightning(cli.trainer), no_empty_run(cli):
             cli.trainer.fit(cli.model, cli.datamodule, **cli.loading)
     except Stopped as stopped:
         print(advice.after_a_signal(stopped))
@@ -45,7 +47,7 @@ def validate(args: list[str]) -> None:
     """Measure a checkpoint on the validation images."""
     silence()
     cli = RunCLI("validate", args)
-    with errors_of_lightning():
+    with errors_of_lightning(cli.trainer):
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, **cli.loading)
 
 
@@ -53,7 +55,7 @@ def test(args: list[str]) -> None:
     """Measure a checkpoint on the test images."""
     silence()
     cli = RunCLI("test", args)
-    with errors_of_lightning():
+    with errors_of_lightning(cli.trainer):
         cli.trainer.test(cli.model, datamodule=cli.datamodule, **cli.loading)
 
 
@@ -72,31 +74,41 @@ def no_empty_run(cli: RunCLI) -> Iterator[None]:
 
 
 @contextmanager
-def errors_of_lightning() -> Iterator[None]:
+def errors_of_lightning(trainer: Trainer) -> Iterator[None]:
     """Turn an error of Lightning that a user can fix into a `UserError`.
 
+    Args:
+        trainer: The trainer that runs in this context.
+
     Raises:
-        UserError: Settings contradict each other, or the disk is full.
+        UserError: Settings contradict each other, the disk is full, or a checkpoint can't be restored.
     """
     atexit.register(leave_process_group)
     try:
         yield
+    except (UserError, Diverged):
+        raise
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         message = str(error)
+        if isinstance(error, OSError) and is_full_disk(error):
+            file = error.filename or "a file of the run"
+            raise OutputError(f"{file} can't be written: {error.strerror}") from error
         if found := re.search(r"`val_check_interval` \((\d+)\) must be .* batches \((\d+)\)", message):
             raise UserError(
                 f"--trainer.val_check_interval is {found[1]}; expected at most {found[2]}, the batches of an epoch. "
                 "To count batches over several epochs, add --trainer.check_val_every_n_epoch null"
             ) from error
-        if not message.startswith("Early stopping conditioned on metric"):
+        if message.startswith("Early stopping conditioned on metric"):
+            raise UserError(message) from error
+        # Lightning holds the checkpoint while it restores it. The optimizer uses the restored state one step later.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        unproven = any(isinstance(callback, ExactResume) and callback.unproven for callback in callbacks)
+        if not trainer._checkpoint_connector._loaded_checkpoint and not unproven:
             raise
-        raise UserError(message) from error
-    except OSError as error:
-        if not is_full_disk(error):
-            raise
-        raise OutputError(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}") from error
+        reason = in_a_line(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{trainer.ckpt_path} can't be restored: {reason}") from error
 
 
 def leave_process_group() -> None:

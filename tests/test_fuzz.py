@@ -1,0 +1,367 @@
+"""Damaged and invented files: every reader ends in an answer or in a message of one or two lines.
+
+Inputs follow from a fixed seed. A slow test reads at least 2,000, and the same test reads a few dozen by default.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import math
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Run
+from helpers import BEST, FIRST, LAST, ROOT, load
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from PIL import Image
+from torch import nn
+from torchvision.datasets import MNIST
+
+from mnist_lightning import DigitClassifier, DigitReader, MNISTDataModule, archive, checkpoint
+from mnist_lightning.calibration import Calibration
+from mnist_lightning.errors import ArchiveError, UserError
+from mnist_lightning.runs import listing
+from mnist_lightning.runs.calibrator import Calibrator
+from mnist_lightning.runs.cli import RunCLI
+from mnist_lightning.runs.folders import read_status
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.resume import ExactResume
+from mnist_lightning.runs.saving import DurableCheckpointIO
+from mnist_lightning.runs.start import Start
+from mnist_lightning.runs.verbs import errors_of_lightning
+from mnist_lightning.use import photos
+
+Test = Callable[..., Any]
+
+
+def fuzz(few: int, many: int = 300) -> Callable[[Test], Test]:
+    """Let a test read `few` inputs by default, and `many` as a slow test."""
+
+    def parametrized(test: Test) -> Test:
+        counts = [few, pytest.param(many, marks=pytest.mark.slow)]
+        return pytest.mark.parametrize("inputs", counts)(test)
+
+    return parametrized
+
+
+class Hidden:
+    """An input that Hypothesis does not print: its text may be huge. The test has written it to a file."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def each(strategy: st.SearchStrategy[Any], inputs: int, check: Callable[[Any], None]) -> None:
+    """Check this number of inputs, always the same ones."""
+    health = list(HealthCheck)
+    options = settings(
+        max_examples=inputs, derandomize=True, database=None, deadline=None, suppress_health_check=health
+    )
+    options(given(strategy.map(lambda value: Hidden(value)))(lambda hidden: check(hidden.value)))()
+
+
+def assert_short(message: object) -> None:
+    lines = str(message).splitlines()
+    assert 1 <= len(lines) <= 2
+    assert all(line.isprintable() and len(line) < 800 for line in lines), message
+
+
+def ends_well(read: Callable[[], Any]) -> Any:
+    """Return the answer of a reader, or the message of its error."""
+    try:
+        return read()
+    except UserError as error:
+        assert_short(error)
+        return error
+
+
+@st.composite
+def damaged(draw: st.DrawFn, wholes: Callable[[], list[bytes]]) -> bytes:
+    """A real file with some bits flipped, and with parts cut out, inserted, repeated or moved."""
+    data = bytearray(draw(st.sampled_from(wholes())))
+    for _ in range(draw(st.integers(1, 4))):
+        start, stop = sorted(draw(st.tuples(*[st.integers(0, len(data))] * 2)))
+        stop = min(stop, start + draw(st.sampled_from([1, 4, 100, len(data)])))
+        match draw(st.sampled_from(["flip", "cut", "end", "insert", "repeat", "zero"])):
+            case "flip" if start < len(data):
+                data[start] ^= 1 << draw(st.integers(0, 7))
+            case "cut":
+                del data[start:stop]
+            case "end":
+                del data[start:]
+            case "insert":
+                data[start:start] = draw(st.binary(max_size=20))
+            case "repeat":
+                data[start:start] = data[start:stop] * draw(st.integers(1, 3))
+            case _:
+                data[start:stop] = bytes(stop - start)
+    return bytes(data)
+
+
+def deep(levels: int) -> list[Any]:
+    """A list in a list in a list, and so on."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def doubled(levels: int) -> list[Any]:
+    """A small object that looks like 2^levels values."""
+    value: list[Any] = [1]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+NAMES = ["", "x", "a\nb", "\x1b[31mred", "é" * 300, "class_path", "init_args", "state", "last_epoch", "step", "items"]
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, 1, -1, 2, 3, 2**31, 2**63, 10**40, math.nan, math.inf, -math.inf, 0.5, 1e-320, 1e308]),
+    st.integers(),
+    st.floats(),
+    st.sampled_from([*NAMES, "no.such", "builtins.exec", "torch.nn.Linear", "torch.optim.SGD", "os:system", "\ud800"]),
+    st.text(max_size=20),
+    st.builds(lambda make: make(), st.sampled_from([list, dict, lambda: [1], lambda: {"a": [[]]}, lambda: deep(200)])),
+)
+NOT_PLAIN = st.one_of(
+    st.builds(torch.zeros, st.sampled_from([(), (0,), (1,), (3,), (10, 49), (49, 10), (10,), (1, 1, 1)])),
+    st.sampled_from([torch.full((10,), math.nan), torch.ones(10, dtype=torch.int64), torch.ones(1).expand(10, 49)]),
+    st.sampled_from([torch.ones(10, 49, dtype=torch.cfloat), torch.eye(10).to_sparse(), torch.ones(10, device="meta")]),
+    st.sampled_from([torch.float16, torch.Size([1]), {1, 2}, (), b"bytes", bytearray(3), 1j]),
+    st.builds(lambda make: make(), st.sampled_from([OrderedDict, lambda: {1: 2}, lambda: {None: 1}])),
+    st.builds(doubled, st.sampled_from([15, 60])),
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn, wholes: Callable[[], list[Any]], values: st.SearchStrategy[Any] = PLAIN) -> Any:
+    """A copy of nested data with some values replaced, removed or moved, and some names changed."""
+    whole = copied(draw(st.sampled_from(wholes())))
+    for _ in range(draw(st.integers(1, 3))):
+        parent, place = None, whole
+        while isinstance(place, dict | list) and place and (parent is None or draw(st.integers(0, 5))):
+            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+            parent, place = place, place[key]
+        if parent is None:
+            return draw(values)
+        match draw(st.sampled_from(["replace", "replace", "remove", "rename", "add", "move"])):
+            case "replace":
+                parent[key] = draw(values)
+            case "remove":
+                del parent[key]
+            case "rename" if isinstance(parent, dict):
+                parent[draw(st.sampled_from([*NAMES, 3, None]))] = parent.pop(key)
+            case "move":
+                parent[key] = draw(st.sampled_from(list(parent.values() if isinstance(parent, dict) else parent)))
+            case _ if isinstance(parent, dict):
+                parent[draw(st.sampled_from(NAMES))] = draw(values)
+    return whole
+
+
+def copied(value: Any) -> Any:
+    """Copy dictionaries and lists, and nothing else."""
+    if isinstance(value, dict):
+        return type(value)((key, copied(item)) for key, item in value.items())
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+class Tiny(nn.Sequential):
+    """A network of 500 numbers, so that its checkpoints are small."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__(nn.AvgPool2d(size), nn.Flatten(), nn.Linear((28 // size) ** 2, 10))
+
+
+@pytest.fixture
+def tiny(run: Run) -> Path:
+    """The checkpoint of a run that was stopped within its second epoch."""
+    schedule = ["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=0.1", "--model.lr_interval=step"]
+    limits = ["--trainer.max_epochs=3", "--trainer.limit_val_batches=1"]
+    run("fit", "--model.network=test_fuzz.Tiny", *schedule, *limits, "--checkpoint.every_n_steps=7")
+    return LAST
+
+
+def packed(content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def repacked(whole: bytes, pickled: bytes) -> bytes:
+    """A checkpoint with another pickle in it, and the right checksum."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
+    return file.getvalue()
+
+
+@fuzz(50)
+def test_damaged_checkpoints(inputs: int, tiny: Path) -> None:
+    def check(data: bytes) -> None:
+        Path("x.ckpt").write_bytes(data)
+        ends_well(lambda: checkpoint.read("x.ckpt"))
+
+    whole = tiny.read_bytes()
+    each(damaged(lambda: [whole, BEST.read_bytes(), packed(Tiny().state_dict())]), inputs, check)
+    with zipfile.ZipFile(tiny) as records:
+        pickled = records.read("archive/data.pkl")
+    deeply = b"\x80\x02" + b"]" * 5_000 + b"a" * 4_999 + b"."
+    each(damaged(lambda: [pickled, deeply]).map(lambda content: repacked(whole, content)), inputs, check)
+
+
+@fuzz(50)
+def test_crafted_checkpoints(inputs: int, tiny: Path) -> None:
+    def check(content: Any) -> None:
+        torch.save(content, "x.ckpt")
+
+        def start() -> None:
+            found = Start.find("x.ckpt", Path("lightning_logs"), "last")
+            found.check_limit("max_epochs", 5)
+            json.loads(found.settings())
+
+        ends_well(start)
+        reader = ends_well(lambda: DigitReader.load("x.ckpt"))
+        if isinstance(reader, DigitReader):
+            json.dumps(reader.source)
+            assert reader.probabilities(torch.zeros(1, 28, 28, dtype=torch.uint8)).isfinite().all()
+
+    content = load(tiny)
+    used = {name: content[name] for name in content if name not in ("optimizer_states", "lr_schedulers", "callbacks")}
+    each(changed(lambda: [content, used, content["hyper_parameters"]], st.one_of(PLAIN, NOT_PLAIN)), inputs, check)
+
+
+@fuzz(20)
+def test_crafted_training_states(inputs: int, tiny: Path, small_data: str) -> None:
+    """The run goes on for two steps, or the message says that it can't."""
+
+    def check(parts: dict[str, Any]) -> None:
+        torch.save(content | parts, "x.ckpt")
+        model = DigitClassifier(
+            Tiny(),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=15),
+            lr_interval="step",
+        )
+        trainer = Trainer(max_steps=content["global_step"] + 2, callbacks=[ExactResume(), Calibrator()], **quiet)
+
+        def fit() -> None:
+            with errors_of_lightning(trainer):
+                trainer.fit(model, MNISTDataModule(small_data, val_size=100), ckpt_path="x.ckpt")
+
+        ends_well(fit)
+
+    quiet: Any = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+    quiet |= {"plugins": [DurableCheckpointIO()], "limit_val_batches": 0, "accelerator": "cpu"}
+    content = load(tiny)
+    parts = {name: content[name] for name in ("loops", "optimizer_states", "lr_schedulers", "callbacks", "ExactResume")}
+    each(changed(lambda: [parts], st.one_of(PLAIN, NOT_PLAIN)), inputs, check)
+
+
+@fuzz(50)
+def test_calibrations(inputs: int) -> None:
+    def check(values: Any) -> None:
+        stored = Calibration.stored(values)
+        if stored:
+            assert 0 <= stored.threshold <= math.nextafter(1, 2)
+            assert 0 <= stored.accuracy <= 1
+            assert stored.images >= 1
+            assert stored.step >= 0
+
+    right = {"threshold": 0.9, "accuracy": 0.99, "images": 5_000, "step": 860}
+    each(changed(lambda: [right], st.one_of(PLAIN, NOT_PLAIN)), inputs, check)
+
+
+@fuzz(50)
+def test_damaged_archives(inputs: int, small_data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        monkeypatch.setattr(MNIST, "mirrors", [])
+        assert isinstance(ends_well(lambda: archive.read(small_data, "test")), ArchiveError) == (data != whole)
+        assert isinstance(ends_well(lambda: archive.prepare(small_data)), ArchiveError) == (data != whole)
+
+    path = archive.raw_folder(small_data) / "t10k-labels-idx1-ubyte.gz"
+    whole = path.read_bytes()
+    each(damaged(lambda: [whole, gzip.decompress(whole)]), inputs, check)
+
+
+@fuzz(30)
+def test_damaged_photos(inputs: int, tmp_path: Path) -> None:
+    def check(photo: tuple[str, bytes]) -> None:
+        path = tmp_path / photo[0]
+        path.write_bytes(photo[1])
+        (image,), (problem,) = photos.prepare_all([path])
+        assert problem or image.any()
+        assert not problem or len(problem) < 250
+        assert problem.isprintable()
+
+    files = []
+    Image.init()
+    for form in Image.SAVE:
+        for mode in ("L", "RGB", "RGBA", "P", "1", "I;16"):
+            picture = Image.new("L", (40, 32), 255)
+            picture.paste(0, (18, 4, 22, 28))
+            with contextlib.suppress(Exception):
+                picture.convert("I" if mode == "I;16" else mode).convert(mode).save(file := io.BytesIO(), form)
+                files.append((f"{form}.{mode}.png", file.getvalue()))
+    assert len({name.partition(".")[0] for name, _ in files}) > 15
+    each(
+        st.sampled_from(files).flatmap(lambda file: st.tuples(st.just(file[0]), damaged(lambda: [file[1]]))),
+        inputs,
+        check,
+    )
+
+
+@fuzz(20)
+def test_configurations(inputs: int, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(text: str) -> None:
+        Path("x.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            ends_well(lambda: cli.parse_arguments(cli.parser, ["--config=x.yaml"]))
+        except SystemExit as stop:
+            assert stop.code == 2
+            assert_short(capsys.readouterr().err.removesuffix("See python -m mnist_lightning fit --help\n"))
+
+    cli = RunCLI("fit", ["--model.network=LeNet"])
+    files = [*sorted(ROOT.glob("configs/*.yaml")), FIRST / "config.yaml"]
+    contents = [yaml.safe_load(path.read_text()) for path in files]
+    dumped = changed(lambda: contents).map(lambda content: yaml.dump(content, sort_keys=False, allow_unicode=True))
+    broken = damaged(lambda: [path.read_bytes() for path in files]).map(
+        lambda data: data.decode("utf-8", "surrogateescape")
+    )
+    each(st.one_of(dumped, dumped, broken, st.text()), inputs, check)
+
+
+@fuzz(50)
+def test_damaged_curves(inputs: int, tiny: Path) -> None:
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        ends_well(lambda: logger._remove_later_points(path))
+
+    path = max(FIRST.glob("events.*"), key=lambda file: file.stat().st_size)
+    whole = path.read_bytes()
+    logger = RunLogger(FIRST.parent, 0, first_step=4)
+    each(damaged(lambda: [whole]), inputs, check)
+
+
+@fuzz(50)
+def test_status_files(inputs: int, tiny: Path) -> None:
+    def check(data: bytes) -> None:
+        (FIRST / "status.json").write_bytes(data)
+        for name, value in listing.describe(FIRST).items():
+            assert value is None or listing.COLUMNS[name](value).isprintable()
+        json.dumps(read_status(FIRST), indent=1)
+
+    whole = (FIRST / "status.json").read_bytes()
+    dumped = changed(lambda: [json.loads(whole)]).map(lambda content: json.dumps(content).encode())
+    each(st.one_of(dumped, damaged(lambda: [whole, b"[" * 100_000, b"9" * 10_000])), inputs, check)
