@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 import mnist_lightning.networks  # noqa: F401  jsonargparse then knows the networks by their short names
 from mnist_lightning import checkpoint
-from mnist_lightning.checkpoint import INSTANTIATOR
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
@@ -34,6 +33,7 @@ from mnist_lightning.runs.rehearsal import check_split, rehearse
 from mnist_lightning.runs.resume import ExactResume
 from mnist_lightning.runs.saving import CheckpointWriter, DurableCheckpointIO
 from mnist_lightning.runs.start import Start, asked_for
+from mnist_lightning.settings import INSTANTIATOR, check_settings
 
 
 class RunCLI(LightningCLI):
@@ -117,7 +117,7 @@ class RunCLI(LightningCLI):
 
     def _build(self) -> None:
         settings = self.config.model.as_dict()
-        checkpoint.check_settings(settings)
+        check_settings(settings)
         try:
             super().instantiate_classes()
         except (ImportError, ValueError) as error:  # a logger is not installed, or a class refuses its arguments

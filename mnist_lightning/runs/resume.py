@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mnist_lightning.checkpoint import check_plain
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import CheckpointError, in_a_line
 from mnist_lightning.loader import EpochSampler
+from mnist_lightning.settings import check_plain
 
 KEY = "ExactResume"  # the key of its state in a checkpoint
 

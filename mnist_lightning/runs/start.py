@@ -14,6 +14,7 @@ from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
 from mnist_lightning.errors import CheckpointError, ConfigurationError, in_a_line
 from mnist_lightning.runs import configuration, folders, resume
+from mnist_lightning.settings import check_plain, settings_of
 
 
 class Start(NamedTuple):
@@ -68,8 +69,8 @@ class Start(NamedTuple):
             CheckpointError: This program does not know the settings.
         """
         data = self.content.get("datamodule_hyper_parameters", {})
-        checkpoint.check_plain([self.content.get("hyper_parameters", {}), data], self.path)
-        groups = {"model": checkpoint.settings_of(self.content, self.path), "data": data}
+        check_plain([self.content.get("hyper_parameters", {}), data], self.path)
+        groups = {"model": settings_of(self.content, self.path), "data": data}
         for (name, settings), kind in zip(groups.items(), (DigitClassifier, MNISTDataModule), strict=True):
             groups[name] = {str(key): value for key, value in settings.items() if not str(key).startswith("_")}
             unknown = groups[name].keys() - signature(kind).parameters

@@ -86,7 +86,7 @@ def errors_of_lightning(trainer: Trainer) -> Iterator[None]:
     atexit.register(leave_process_group)
     try:
         yield
-    except (UserError, Diverged):
+    except UserError:
         raise
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

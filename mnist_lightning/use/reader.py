@@ -16,6 +16,7 @@ from mnist_lightning.calibration import KEY, Calibration
 from mnist_lightning.errors import CheckpointError, NetworkError
 from mnist_lightning.normalization import normalize
 from mnist_lightning.runs import folders
+from mnist_lightning.settings import settings_of
 from mnist_lightning.use import photos
 
 BATCH = 500  # images that the network reads at a time
@@ -88,7 +89,7 @@ class DigitReader(nn.Module):
         """
         path = folders.find_checkpoint(name, Path(logs))
         content = checkpoint.read(path)
-        setting = checkpoint.settings_of(content, path, ["network"]).get("network")
+        setting = settings_of(content, path, ["network"]).get("network")
         data = content.get("datamodule_hyper_parameters", {})
         if network is None and setting is None:
             raise CheckpointError(f"{path} does not name its network; expected a checkpoint of `fit`, or a `network`")

@@ -7,8 +7,8 @@ import torch
 from helpers import BEST, DATA, FIRST, SECOND, load
 
 from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule, archive
-from mnist_lightning.checkpoint import INSTANTIATOR
 from mnist_lightning.cli import main
+from mnist_lightning.settings import INSTANTIATOR
 from mnist_lightning.use.compare import mcnemar, report
 
 
