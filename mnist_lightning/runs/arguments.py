@@ -1,12 +1,20 @@
 """`RunParser`: the flags of `fit`, `validate` and `test`, with a help and with errors that a person can read."""
 
 import argparse
+import difflib
+import pkgutil
 import re
 import textwrap
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, NoReturn, Union, get_args, get_origin
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lightning.console import usage_error
 
@@ -61,6 +69,16 @@ SHOWN = {
 }
 
 
+# The flags that take the name of a class, and what the class must be.
+KINDS: dict[str, type] = {
+    "model.network": Module,
+    "model.optimizer": Optimizer,
+    "model.lr_scheduler": LRScheduler,
+    "trainer.callbacks": Callback,
+    "trainer.logger": Logger,
+}
+
+
 class RunParser(LightningArgumentParser):
     """Makes flags from the signatures of classes, as LightningCLI does.
 
@@ -91,6 +109,7 @@ class RunParser(LightningArgumentParser):
         """
         if not self.exit_on_error:  # an inner parser: its message becomes part of a longer one
             super().error(message, ex)
+        message = _mistyped(message) or message
         message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
         message = re.sub(
             r"Group '(.+?)' does not accept option '(.+?)'", r"--config has an unknown key: --\1.\2", message
@@ -106,6 +125,7 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r"(expected \w+) expected dot import path string: \S+", r"\1", message)
         message = re.sub(r"expected dot import path string: (\S+)", r"expected a class, and found \1", message)
         message = re.sub(r"Option '(.+?)' is not accepted\.?", r"it has no argument \1", message)
+        message = re.sub(r"expected Literal\[(.+?)\]", r"expected \1", message)
         needs = r"(--[\w.]+): (?:expected list )?Problem with given class_path '[\w.]*?(\w+)': .* are required: (\w+).*"
         message = re.sub(needs, r"\2 also needs \1.\3", message)
         flags = [option for action in self._actions for option in action.option_strings]
@@ -132,6 +152,29 @@ class HelpAll(argparse.Action):
     def __call__(self, parser: Any, *_: Any, **__: Any) -> None:
         print(LightningArgumentParser.format_help(parser))  # jsonargparse's own
         parser.exit()
+
+
+def _mistyped(message: str) -> str | None:
+    """Return a short message about an unknown class, or an unknown argument of a class. None for other messages."""
+    flag = re.match(r'Parser key "([\w.]+)":', message)
+    option = re.search(r"Option '(\w+)' is not accepted", message)
+    owner = re.search(r"class_path[ =]'([\w.]+)'", message)
+    name = re.search(r"dot import path string: ([A-Za-z_]\w*)$", message, re.MULTILINE)
+    if flag and option and owner:
+        found, known = f"it has no argument {option[1]}", list(signature(pkgutil.resolve_name(owner[1])).parameters)
+    elif flag and name and flag[1] in KINDS and message.count("Parser key") == 1:  # not an argument of the class
+        found, known = f"expected a class, and found {name[1]}", sorted(_subclasses(KINDS[flag[1]]))
+    else:
+        return None
+    names = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(found.split()[-1].lower(), names, 1)
+    return f"--{flag[1]}: {found}" + (f"; did you mean {names[close[0]]}?" if close else "")
+
+
+def _subclasses(kind: type) -> set[str]:
+    """Return the names of all imported subclasses that a user may name."""
+    below: list[type] = kind.__subclasses__()
+    return {one.__name__ for one in below if one.__name__[0] != "_"}.union(*(_subclasses(one) for one in below))
 
 
 def _described(action: argparse.Action) -> list[str]:

@@ -130,3 +130,28 @@ def test_the_configuration_of_a_run_works_with_each_verb(verb: str, run: Run) ->
     run("fit", "--trainer.max_epochs=1", TINY, "--model.optimizer=Adam", "--model.optimizer.lr=0.01")
     run(verb, "--config=lightning_logs/version_0/config.yaml", TINY)
     run(verb, "--config=lightning_logs/version_0/config.yaml", "--ckpt_path=last", TINY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ("--model.optimizer Adamm", "--model.optimizer: expected a class, and found Adamm; did you mean Adam?"),
+        ("--model.optimizer sgd", "found sgd; did you mean SGD?"),
+        ("--model.network LeNett", "--model.network: expected a class, and found LeNett; did you mean LeNet?"),
+        ("--model.lr_scheduler OneCycleRL", "found OneCycleRL; did you mean OneCycleLR?"),
+        ("--trainer.callbacks EarlyStoping", "--trainer.callbacks: expected a class, and found EarlyStoping; did you"),
+        ("--trainer.callbacks+=EarlyStoping", "found EarlyStoping; did you mean EarlyStopping?"),
+        ("--trainer.logger CSVLoger", "found CSVLoger; did you mean CSVLogger?"),
+        ("--model.optimizer Qwertz", "--model.optimizer: expected a class, and found Qwertz\n"),
+        ("--model.optimizer.momentun 0", "--model.optimizer: it has no argument momentun; did you mean momentum?"),
+        ("--model.optimizer Adam --model.optimizer.bettas 1", "it has no argument bettas; did you mean betas?"),
+        ("--model.network ConvNet --model.network.dropuot 0", "no argument dropuot; did you mean dropout?"),
+        ("--model.lr_scheduler StepLR --model.lr_scheduler.gama 1", "no argument gama; did you mean gamma?"),
+        ("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitorr x", "monitorr; did you mean monitor?"),
+        ("--config typo.yaml", "--model.optimizer: expected a class, and found Adamm; did you mean Adam?"),
+        ("--model.lr_interval stp", "--model.lr_interval: expected 'step', 'epoch'. Got value: stp"),
+    ],
+)
+def test_a_mistyped_class_or_argument_gets_a_proposal(arguments: str, found: str, message: Message) -> None:
+    Path("typo.yaml").write_text("model:\n  optimizer:\n    class_path: Adamm\n    init_args: {lr: 0.1}\n")
+    assert found in message("fit", *arguments.split())
