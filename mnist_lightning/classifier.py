@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lightning import checkpoint, trial
-from mnist_lightning.settings import settings_of
+from mnist_lightning import checkpoint, settings, trial
 
 Batch = tuple[Tensor, Tensor]  # float images (B, 1, 28, 28), int64 labels (B,)
 
@@ -126,5 +125,5 @@ class DigitClassifier(LightningModule):
         Raises:
             CheckpointError: The file can't be read, is damaged, or holds more than plain data.
         """
-        settings_of(checkpoint.read(checkpoint_path), checkpoint_path)
+        settings.settings_of(checkpoint.read(checkpoint_path), checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, **(kwargs | {"weights_only": True}))

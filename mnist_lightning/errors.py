@@ -13,15 +13,15 @@ UserError
 LONGEST = 200  # letters of a text in a message
 
 
-def in_a_line(text: object) -> str:
+def in_a_line(text: object, longest: int = LONGEST) -> str:
     """Return the first line of a text that comes from a file or a library, so that a message can quote it.
 
     The text may be long, and may hold letters that would change a terminal.
     """
     lines = str(text).split("\n")
     line = next((line.strip() for line in lines if line.strip()), "")
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: LONGEST + 1])
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 4]} ..."
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[: longest - 4]} ..."
 
 
 class UserError(Exception):

@@ -134,7 +134,7 @@ def test_a_reader_that_has_read_enough_is_no_error(arguments: list[str], program
     process = program(*arguments)
     assert process.stdout
     process.stdout.close()  # as `| head -0` does
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=180) == 0
     assert process.stderr
     assert process.stderr.read() == ""
 
@@ -174,7 +174,7 @@ def test_a_run_whose_reader_has_gone_trains_to_its_end(closed: str, program: Pro
     other = process.stderr if closed == "stdout" else process.stdout
     assert other
     assert "Traceback" not in other.read()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=180) == 0
     assert load(LAST)["global_step"] == 10
 
 

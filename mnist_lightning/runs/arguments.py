@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lightning.console import usage_error
+from mnist_lightning.errors import in_a_line
 
 OPTIMIZER = "--model.optimizer.lr"  # an argument of the optimizer's class: jsonargparse does not list it
 WIDTH = 100  # columns of the help
@@ -128,6 +129,7 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r"expected Literal\[(.+?)\]", r"expected \1", message)
         needs = r"(--[\w.]+): (?:expected list )?Problem with given class_path '[\w.]*?(\w+)': .* are required: (\w+).*"
         message = re.sub(needs, r"\2 also needs \1.\3", message)
+        message = in_a_line(message, 500)  # a file can hold any text
         flags = [option for action in self._actions for option in action.option_strings]
         self.exit(2, usage_error(self.prog, message, [*flags, OPTIMIZER]))
 

@@ -127,7 +127,8 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
         except (OSError, TypeError):  # settings in place of a name, or nothing
             continue
         settings = configuration.read(Path(config))
-        name = settings.get("ckpt_path") if name is None else name
         trainer = settings.get("trainer")
+        name = settings.get("ckpt_path") if name is None else name
         root = root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
-    return name, root
+    # The real parse says what is wrong with anything else.
+    return name if isinstance(name, str) else None, root if isinstance(root, str) else None

@@ -102,6 +102,8 @@ def errors_of_lightning(trainer: Trainer) -> Iterator[None]:
             ) from error
         if message.startswith("Early stopping conditioned on metric"):
             raise UserError(message) from error
+        if isinstance(error, ValueError) and message.startswith("Tried to step"):
+            raise UserError(f"the run is longer than its schedule: {in_a_line(error)}") from error
         # Lightning holds the checkpoint while it restores it. The optimizer uses the restored state one step later.
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         unproven = any(isinstance(callback, ExactResume) and callback.unproven for callback in callbacks)

@@ -14,6 +14,7 @@ COARSE_SIDE = 128  # pixels that are enough to find the background and the conne
 
 LEAST_CONTRAST = 0.06  # a photo with less contrast is blank; 1 is the range from black to white
 FAINTEST_STROKE = 0.3  # anything fainter is not part of a stroke; 1 is the darkest ink
+PAPER_SQUARE = 0.45  # a square in the shape of paper; 1 is the shorter side of the paper
 SMALLEST_PART = 0.08  # anything smaller is dust; 1 is the area of the largest part
 
 
@@ -22,22 +23,38 @@ def image(colours: Tensor, opacity: Tensor | None = None) -> Tensor:
 
     Args:
         colours: float32 `(3, H, W)` in 0..1.
-        opacity: float32 `(H, W)` in 0..1. Without it, all pixels are opaque.
+        opacity: float32 `(H, W)` in 0..1. Without it, no pixel is transparent.
 
     Raises:
         PhotoError: Nothing stands out from the background.
     """
-    ink = _ink(_over_background(colours, opacity) if opacity is not None else colours)
-    return _centre(_cut_out(ink))
+    return _centre(_cut_out(_ink(colours)) if opacity is None else _cut_out_transparent(colours, opacity))
 
 
-def _over_background(colours: Tensor, opacity: Tensor) -> Tensor:
-    """Return colours without transparency, float32 `(C, H, W)` in 0..1."""
-    opaque = colours[:, opacity > 0.5]
-    if not opaque.numel() or opaque.std(1, correction=0).max() < 0.1:  # ink of one colour on a transparent background
-        return opacity[None]
-    # The paper has holes or round corners. Fill them with the colour of the paper.
-    return colours * opacity + opaque.median(1).values[:, None, None] * (1 - opacity)
+def _cut_out_transparent(colours: Tensor, opacity: Tensor) -> Tensor:
+    """Return the same as `_cut_out`, for a picture with transparent pixels.
+
+    It shows strokes on a transparent background, or paper with round corners or holes. Blank paper is a bold digit.
+    """
+    opaque = opacity > opacity.max() / 2
+    if opacity.max() > LEAST_CONTRAST and _is_paper(opaque[_box(opaque)]):
+        # Everything outside of the paper gets its colour. So do its edges, because other colours shine through.
+        paper = colours[:, opaque].median(1).values[:, None, None]
+        inside = _sum_of_nine(opaque.float()) > 8.5
+        try:
+            return _cut_out(_ink(torch.where(inside, colours, paper)))
+        except PhotoError:
+            if 0.5 < _frame(opaque).float().mean() < 1:  # only the corners are missing
+                raise
+    return _cut_out(_ink(opacity[None]))
+
+
+def _is_paper(mask: Tensor) -> bool:
+    """Return whether a mask `(H, W)` is so thick that it holds a large square. Strokes are thinner."""
+    side = max(1, round(PAPER_SQUARE * min(mask.shape)))
+    sums = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # over all pixels above and to the left
+    squares = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    return squares.max().item() > 0.95 * side**2
 
 
 def _ink(colours: Tensor) -> Tensor:

@@ -72,7 +72,10 @@ def prepare(path: Path) -> Tensor:
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Return colours, float32 `(3, H, W)` in 0..1, and opacity, `(H, W)` in 0..1 or None. Both are at most 512x512."""
+    """Return colours, float32 `(3, H, W)` in 0..1, and opacity, `(H, W)` in 0..1. Both are at most 512x512.
+
+    Opacity is None if no pixel is transparent.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -84,9 +87,11 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
             picture: Image.Image = _stretched(file) if file.mode.startswith(("I", "F")) else file
             mode = "RGBA" if picture.has_transparency_data else "RGB"
             picture = picture if picture.mode == mode else picture.convert(mode)
+            if mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):  # for example, a screenshot
+                picture = picture.convert("RGB")
             picture.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
             values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous() / 255
-    return values[:3], values[3] if mode == "RGBA" else None
+    return values[:3], values[3] if len(values) == 4 else None
 
 
 def _stretched(picture: Image.Image) -> Image.Image:

@@ -236,6 +236,7 @@ def test_a_run_that_has_not_started_leaves_its_older_folder_unchanged(
     assert load(LAST)["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_start_leaves_no_run(small_data: str, workplace: Path) -> None:
     """The limit leaves room for the first lines of curves, and none for the configuration."""
     code = f"""

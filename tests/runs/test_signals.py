@@ -34,7 +34,7 @@ def test_a_run_saves_itself_and_says_how_to_go_on(name: str, code: int, program:
     wait_for(LAST.exists)
     time.sleep(0.5)
     process.send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=15)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
     assert out.splitlines()[-2:] == [
@@ -128,7 +128,7 @@ def test_a_run_saves_itself_when_its_terminal_closes(shown: str, steps: int, wor
     arguments = [f"--data.root={DATA}", "--trainer.accelerator=cpu", "--checkpoint.every_n_steps=1000000", *words]
     with Terminal([sys.executable, "-m", "mnist_lightning", "fit", *arguments]) as terminal:
         terminal.close_when(shown)
-        assert terminal.process.wait(timeout=60) == 129
+        assert terminal.process.wait(timeout=180) == 129
     assert steps <= torch.load(LAST, weights_only=True)["global_step"] < 20 * 430
     assert list(LAST.parent.glob("*.partial")) == []
 
@@ -139,7 +139,7 @@ def test_nohup_keeps_a_run_going_when_the_terminal_closes(workplace: Path) -> No
     with Terminal(["nohup", *command]) as terminal:
         wait_for(LAST.exists)
         terminal.close_when("nohup.out")
-        assert terminal.process.wait(timeout=60) == 0
+        assert terminal.process.wait(timeout=180) == 0
     assert torch.load(LAST, weights_only=True)["global_step"] == 430
     assert "Continue:   python -m mnist_lightning fit" in Path("nohup.out").read_text()
 
@@ -149,7 +149,7 @@ def test_a_run_that_ignores_sighup_goes_on_without_its_terminal(workplace: Path)
     command = [sys.executable, "-m", "mnist_lightning", "fit", f"--data.root={DATA}", "--trainer.max_epochs=2"]
     with Terminal(command, "signal.signal(signal.SIGHUP, signal.SIG_IGN)") as terminal:
         terminal.close_when("Epoch 0:  23%")
-        assert terminal.process.wait(timeout=60) == 0
+        assert terminal.process.wait(timeout=180) == 0
     assert torch.load(LAST, weights_only=True)["global_step"] == 2 * 430
 
 

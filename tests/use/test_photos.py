@@ -56,6 +56,18 @@ def without_corners(ink: np.ndarray) -> Image.Image:
     return picture
 
 
+def with_opacity(values: np.ndarray, opacity: np.ndarray | float) -> Image.Image:
+    """Return a picture with values `(H, W)` or `(H, W, 3)` in 0..1. Its opacity is in 0..1, too."""
+    picture = grey(values).convert("RGBA")
+    picture.putalpha(grey(np.broadcast_to(opacity, values.shape[:2])))
+    return picture
+
+
+def in_many_colours(ink: np.ndarray) -> Image.Image:
+    down, across = np.mgrid[0:1:320j, 0:1:400j]
+    return with_opacity(np.stack([down, across, 1 - down], axis=2), ink)
+
+
 def in_falling_light(ink: np.ndarray) -> Image.Image:
     down, across = np.mgrid[0:1:320j, 0:1:400j]
     return grey((0.9 - 0.6 * ink) * (1 - 0.5 * across * down))
@@ -97,6 +109,9 @@ SCENES: dict[str, Callable[[np.ndarray], Image.Image | bytes]] = {
     "yellow on white": lambda ink: coloured(ink, (250, 230, 80), (255, 255, 255)),
     "black on a transparent background": lambda ink: on_transparency(ink, 0),
     "white on a transparent background": lambda ink: on_transparency(ink, 255),
+    "many colours on a transparent background": in_many_colours,
+    "cut out of white": lambda ink: with_opacity(np.ones((320, 400)), 1 - ink),
+    "opaque to 40 %": lambda ink: with_opacity(1 - ink, 0.4),
     "paper without corners": without_corners,
     "falling light": in_falling_light,
     "squared paper": on_squared_paper,
@@ -194,28 +209,133 @@ def test_mnist_images_that_are_enlarged_inverted_and_moved_come_back(tmp_path: P
         assert likeness(prepare(picture, tmp_path), image) > 0.9
 
 
+def stroke(size: int, width: int) -> np.ndarray:
+    """Return how much of each pixel is ink, float `(size, size)` in 0..1. A line of some pixels' width draws a two."""
+    points = [(0.3, 0.35), (0.36, 0.24), (0.5, 0.2), (0.64, 0.25), (0.68, 0.38), (0.6, 0.52), (0.3, 0.8), (0.72, 0.8)]
+    ink = Image.new("L", (4 * size, 4 * size))
+    ImageDraw.Draw(ink).line([(4 * size * x, 4 * size * y) for x, y in points], 255, 4 * width, "curve")
+    return np.array(ink.resize((size, size), Image.Resampling.BOX)) / 255
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_alpha(picture: Image.Image, alpha: Image.Image) -> bytes:
+    picture = picture.convert("RGBA")
+    picture.putalpha(alpha)
+    return saved(picture)
+
+
+def shape_of_paper(size: int, shape: str) -> Image.Image:
+    """Return which pixels are opaque, as an image with 0 or 255."""
+    opaque = Image.new("L", (size, size), 255)
+    draw = ImageDraw.Draw(opaque)
+    if shape == "a corner":
+        draw.point((0, 0), 0)
+    elif shape == "almost opaque":
+        opaque.paste(254, (0, 0, size, size // 2))
+    else:
+        opaque.paste(0, (0, 0, size, size))
+        shapes = {
+            "round corners": lambda: draw.rounded_rectangle((0, 0, size - 1, size - 1), size // 8, 255),
+            "a circle": lambda: draw.ellipse((0, 0, size - 1, size - 1), fill=255),
+            "a window": lambda: draw.rounded_rectangle((size // 20, size // 20, size * 19 // 20, size - 2), 9, 255),
+        }
+        shapes[shape]()
+    return opaque
+
+
+def transparent(ink: np.ndarray, pen: int, mode: str) -> bytes:
+    picture = Image.new(mode, ink.shape, (pen,) * (len(mode) - 1) + (0,))
+    picture.putalpha(grey(ink))
+    return saved(picture)
+
+
+# Each function takes a grey picture, and returns the same picture in another mode.
+SAME: dict[str, Callable[[Image.Image], bytes]] = {
+    "LA": lambda picture: saved(picture.convert("LA")),
+    "RGB": lambda picture: saved(picture.convert("RGB")),
+    "RGBA": lambda picture: saved(picture.convert("RGBA")),
+    "P": lambda picture: saved(picture.convert("P")),
+    "P with a transparent colour": lambda picture: saved(picture.convert("P"), transparency=1),
+    "RGB with a transparent colour": lambda picture: saved(picture.convert("RGB"), transparency=(1, 2, 3)),
+    "I;16": lambda picture: saved(Image.fromarray(np.array(picture).astype(np.uint16) * 257)),
+    "CMYK": lambda picture: saved(picture.convert("CMYK"), "TIFF"),
+}
+PAPERS = ["a corner", "almost opaque", "round corners", "a circle", "a window"]
+
+
+def check_modes(size: int, width: int, pen: int, paper: int, folder: Path) -> None:
+    """Check that one picture becomes the same image in all modes, and almost the same with transparent pixels."""
+    ink = stroke(size, width)
+    picture = grey((paper + (pen - paper) * ink) / 255)
+    plain = prepare(picture, folder)
+    assert likeness(plain, prepare(grey(ink), folder)) > 0.95
+    for mode, change in SAME.items():
+        found = prepare(change(picture), folder)
+        # The values of 16 bits are rounded, so one pixel at the edge of a stroke may be lost.
+        assert likeness(found, plain) > 0.99 if mode == "I;16" else torch.equal(found, plain), mode
+    for shape in PAPERS:
+        found = prepare(with_alpha(picture, shape_of_paper(size, shape)), folder)
+        assert likeness(found, plain) > 0.98, shape
+    for mode in ("LA", "RGBA"):
+        assert likeness(prepare(transparent(ink, pen, mode), folder), plain) > 0.95, mode
+    if (pen, paper) == (0, 255):
+        one_bit = picture.convert("1", dither=Image.Dither.NONE)
+        assert likeness(prepare(saved(one_bit), folder), plain) > 0.9
+
+
+INKS = [(0, 255), (160, 255), (215, 255), (255, 20), (110, 30), (200, 235), (255, 0)]
+
+
+@pytest.mark.parametrize(("width", "pen", "paper"), [(3, 0, 255), (12, 160, 255), (3, 255, 20)])
+def test_the_mode_of_a_picture_changes_nothing(width: int, pen: int, paper: int, tmp_path: Path) -> None:
+    """Screenshots are opaque, but have transparency data. Their strokes may be thin and pale."""
+    check_modes(400, width, pen, paper, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 150, 400, 1_200])
+@pytest.mark.parametrize("share", [0.0075, 0.015, 0.03, 0.06, 0.12])
+@pytest.mark.parametrize(("pen", "paper"), INKS)
+def test_the_mode_changes_nothing_at_any_size(size: int, share: float, pen: int, paper: int, tmp_path: Path) -> None:
+    """The width of the stroke is a share of the size."""
+    check_modes(size, max(2, round(share * size)), pen, paper, tmp_path)
+
+
 @pytest.mark.parametrize(
     "picture",
     [
         Image.new("RGB", (400, 300), (230, 228, 220)),
         Image.new("LA", (50, 50), (0, 0)),
+        with_opacity(1 - coverage(), 0),
+        with_opacity(1 - coverage(), 0.01),
+        without_corners(np.zeros((320, 400))),
         Image.new("L", (1, 1)),
         Image.new("L", (1, 9_000), 9),
         grey(0.5 + 0.15 * NOISE),
         grey(np.tile(np.linspace(0.2, 0.9, 400), (300, 1))),
         Image.fromarray(np.full((50, 50), np.nan, dtype=np.float32)),
     ],
-    ids=["blank", "transparent", "a pixel", "a line", "noise", "a gradient", "not a number"],
+    ids=[
+        "blank",
+        "transparent",
+        "hidden",
+        "almost hidden",
+        "blank without corners",
+        "a pixel",
+        "a line",
+        "noise",
+        "a gradient",
+        "not a number",
+    ],
 )
 def test_a_photo_without_a_digit_is_refused(picture: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match=r"^nothing stands out from the background$"):
         prepare(picture, tmp_path)
-
-
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 def bomb(side: int) -> bytes:
@@ -234,7 +354,7 @@ def bomb(side: int) -> bytes:
         (b"", "is not a picture that Pillow can open"),
         (b"no picture", "is not a picture that Pillow can open"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not a picture that Pillow can open"),
-        (png(grey(1 - coverage()))[:900], "can't be read: .*truncated"),
+        (saved(grey(1 - coverage()))[:900], "can't be read: .*truncated"),
         (bomb(60_000), r"has too many pixels; expected at most 89,478,485"),
         (bomb(10_000), r"has too many pixels; expected at most 89,478,485"),
     ],

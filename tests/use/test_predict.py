@@ -17,6 +17,7 @@ from helpers import BEST, DATA, ROOT, load
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_lightning import DigitReader
+from mnist_lightning.calibration import ABOVE_ALL
 from mnist_lightning.cli import main
 from mnist_lightning.errors import PhotoError
 from mnist_lightning.use.predict import find
@@ -120,7 +121,7 @@ def test_answers_below_the_threshold_are_unsure(scans: Path, capsys: pytest.Capt
         "the 5,000 validation images."
     ) in capsys.readouterr().out
 
-    assert {row["answer"] for row in set_threshold(1.1)} == {"unsure"}
+    assert {row["answer"] for row in set_threshold(ABOVE_ALL)} == {"unsure"}
     assert (
         "All answers are unsure: the network made too many mistakes on the validation images."
         in capsys.readouterr().out
