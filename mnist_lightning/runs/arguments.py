@@ -112,9 +112,11 @@ class RunParser(LightningArgumentParser):
             super().error(message, ex)
         message = _mistyped(message) or message
         message = re.sub(r"^Problems parsing config:", "--config is not a YAML file:", message)
+        key = r"'(.+?)(?:\.class_path|\.init_args.*)?'"
         message = re.sub(
-            r"Group '(.+?)' does not accept option '(.+?)'", r"--config has an unknown key: --\1.\2", message
+            rf"Group '(.+?)' does not accept option {key}", r"--config has an unknown key: --\1.\2", message
         )
+        message = re.sub(rf"^Option {key} is not accepted", r"--config has an unknown key: --\1", message)
         message = re.sub(r'Parser key "(.+?)":', r"--\1:", message)
         message = re.sub(r"Expected an? (<class '(.+?)'>)?", r"expected \2", message).replace("typing.", "")
         message = re.sub(r"Type Callable.* callable class: |(Got|Given) value: Namespace.*", "", message)
@@ -126,6 +128,7 @@ class RunParser(LightningArgumentParser):
         message = re.sub(r"(expected \w+) expected dot import path string: \S+", r"\1", message)
         message = re.sub(r"expected dot import path string: (\S+)", r"expected a class, and found \1", message)
         message = re.sub(r"Option '(.+?)' is not accepted\.?", r"it has no argument \1", message)
+        message = re.sub(r' in "<unicode string>", (line \d+).*', r"; see \1", message)
         message = re.sub(r"expected Literal\[(.+?)\]", r"expected \1", message)
         needs = r"(--[\w.]+): (?:expected list )?Problem with given class_path '[\w.]*?(\w+)': .* are required: (\w+).*"
         message = re.sub(needs, r"\2 also needs \1.\3", message)
@@ -162,10 +165,13 @@ def _mistyped(message: str) -> str | None:
     option = re.search(r"Option '(\w+)' is not accepted", message)
     owner = re.search(r"class_path[ =]'([\w.]+)'", message)
     name = re.search(r"dot import path string: ([A-Za-z_]\w*)$", message, re.MULTILINE)
+    path = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if flag and option and owner:
         found, known = f"it has no argument {option[1]}", list(signature(pkgutil.resolve_name(owner[1])).parameters)
     elif flag and name and flag[1] in KINDS and message.count("Parser key") == 1:  # not an argument of the class
         found, known = f"expected a class, and found {name[1]}", sorted(_subclasses(KINDS[flag[1]]))
+    elif flag and path:
+        found, known = f"{path[1]} has no class {path[2]}", dir(pkgutil.resolve_name(path[1]))
     else:
         return None
     names = {word.lower(): word for word in known}

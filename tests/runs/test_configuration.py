@@ -113,6 +113,20 @@ def test_what_jsonargparse_reads_is_what_the_peek_reads(workplace: Path) -> None
     assert asked_for(["--config", "{seed_everything: 1}" * 99]) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("modle: {network: {class_path: LeNet}}\n", "unknown key: --modle.network; did you mean --model.network?"),
+        ("model: {netwrok: {class_path: LeNet}}\n", "unknown key: --model.netwrok; did you mean --model.network?"),
+        ("trainer: inner.yaml\n", "config 'inner.yaml' max_epochs is already set in line 1; see line 2\n"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(content: str, found: str, message: Message) -> None:
+    Path("x.yaml").write_text(content)
+    Path("inner.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n")
+    assert found in message("fit", "--config=x.yaml")
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999", "true", "false"])
 def test_a_seed_that_numpy_can_not_use_is_refused(seed: str, message: Message) -> None:
     assert f"--seed_everything is {seed}; expected 0..4294967295\n" in message("fit", f"--seed_everything={seed}")
@@ -148,6 +162,7 @@ def test_the_configuration_of_a_run_works_with_each_verb(verb: str, run: Run) ->
         ("--model.network ConvNet --model.network.dropuot 0", "no argument dropuot; did you mean dropout?"),
         ("--model.lr_scheduler StepLR --model.lr_scheduler.gama 1", "no argument gama; did you mean gamma?"),
         ("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitorr x", "monitorr; did you mean monitor?"),
+        ("--model.network torch.nn.Linearr", "--model.network: torch.nn has no class Linearr; did you mean Linear?"),
         ("--config typo.yaml", "--model.optimizer: expected a class, and found Adamm; did you mean Adam?"),
         ("--model.lr_interval stp", "--model.lr_interval: expected 'step', 'epoch'. Got value: stp"),
     ],
