@@ -21,7 +21,7 @@ from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
 from mnist_lightning.errors import first_cause
 from mnist_lightning.runs import folders
-from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, SHOWN, HelpAll, RunParser
+from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, OWNERS, SHOWN, HelpAll, RunParser
 from mnist_lightning.runs.calibrator import Calibrator
 from mnist_lightning.runs.divergence import Divergence
 from mnist_lightning.runs.figures import Figures
@@ -95,6 +95,11 @@ class RunCLI(LightningCLI):
             self.start = Start.find("best" if name is None else name, self.logs, prefer="best")  # never random weights
             args = ["--config", self.start.settings(), *args]
         self.config = parser.parse_args(args)
+        if empty := [group for group in ("checkpoint", *OWNERS) if self.config.get(group) is None]:
+            parser.error(f"--{empty[0]} is empty; expected settings below it, or no such line")
+        if self.config.ckpt_path not in (None, name):
+            parser.error(f"--ckpt_path {self.config.ckpt_path} is not in a file; type it as a flag of its own")
+        self.logs = Path(self.config.trainer.default_root_dir or "", "lightning_logs")  # also from `--trainer FILE`
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:  # `true` would be 0, and `false` can't be repeated
             parser.error(f"--seed_everything is {str(seed).lower()}; expected 0..{2**32 - 1}")

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import shlex
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -115,20 +117,18 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
         ConfigurationError: A YAML file can't be used.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("-c", "--config", action="append", nargs="?", default=[])
-    first.add_argument("--ckpt_path", nargs="?")
-    first.add_argument("--trainer.default_root_dir", nargs="?", dest="root")
-    typed = first.parse_known_args(args)[0]
-    name, root = typed.ckpt_path, typed.root
-    for config in reversed(typed.config):
-        try:
-            if not Path(config).is_file():
-                continue  # the real parse says so
-        except (OSError, TypeError):  # settings in place of a name, or nothing
-            continue
-        settings = configuration.read(Path(config))
-        trainer = settings.get("trainer")
-        name = settings.get("ckpt_path") if name is None else name
-        root = root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
-    # The real parse says what is wrong with anything else.
-    return name if isinstance(name, str) else None, root if isinstance(root, str) else None
+    for flags in (("--ckpt_path",), ("--trainer.default_root_dir",), ("--config", "-c")):
+        kind = partial(lambda flag, value: (flag, value), flags[0])
+        first.add_argument(*flags, dest="typed", type=kind, action="append", nargs="?", default=[])
+    found: dict[str, str] = {}
+    for flag, value in filter(None, first.parse_known_args(args)[0].typed):
+        new = {flag: value}
+        if flag == "--config":
+            if not os.path.isfile(value):
+                continue  # settings in place of a name, a pipe, or a mistake that the real parse finds
+            settings = configuration.read(Path(value))
+            trainer = settings.get("trainer")
+            root = trainer.get("default_root_dir") if isinstance(trainer, dict) else None
+            new = {"--ckpt_path": settings.get("ckpt_path"), "--trainer.default_root_dir": root}
+        found |= {name: text for name, text in new.items() if isinstance(text, str)}
+    return found.get("--ckpt_path"), found.get("--trainer.default_root_dir")

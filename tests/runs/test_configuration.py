@@ -110,12 +110,17 @@ def test_what_jsonargparse_reads_is_what_the_peek_reads(workplace: Path) -> None
     Path("a.yaml").write_text("ckpt_path: last\ntrainer: {default_root_dir: there}\n")
     assert asked_for(["--config", "a.yaml"]) == ("last", "there")
     assert asked_for(["--config", "a.yaml", "--ckpt_path", "best"]) == ("best", "there")
+    assert asked_for(["--ckpt_path", "best", "--config", "a.yaml"]) == ("last", "there")
     assert asked_for(["--config", "{seed_everything: 1}" * 99]) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
+        ("ckpt_path: 5\n", "--ckpt_path: expected str Given value: 5"),
+        ("trainer: {default_root_dir: 5}\n", "--trainer.default_root_dir: expected str"),
+        ("trainer:\n  # max_epochs: 1\n", "--trainer is empty; expected settings below it, or no such line"),
+        ("data:\n  distortion:\n", "--data.distortion is empty; expected settings below it, or no such line"),
         ("modle: {network: {class_path: LeNet}}\n", "unknown key: --modle.network; did you mean --model.network?"),
         ("model: {netwrok: {class_path: LeNet}}\n", "unknown key: --model.netwrok; did you mean --model.network?"),
         ("trainer: inner.yaml\n", "config 'inner.yaml' max_epochs is already set in line 1; see line 2\n"),
@@ -125,6 +130,20 @@ def test_a_mistake_in_a_file_is_named(content: str, found: str, message: Message
     Path("x.yaml").write_text(content)
     Path("inner.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n")
     assert found in message("fit", "--config=x.yaml")
+
+
+def test_a_checkpoint_is_never_dropped(message: Message) -> None:
+    """The checkpoint is found before the real parse, which alone reads text and pipes."""
+    assert "--ckpt_path last is not in a file; type it as a flag of its own" in message(
+        "fit", "--config={ckpt_path: last}"
+    )
+
+
+def test_a_run_is_written_where_a_file_of_trainer_settings_says(run: Run) -> None:
+    Path("trainer.yaml").write_text("default_root_dir: there\n")
+    run("fit", "--trainer=trainer.yaml", "--trainer.max_steps=1", TINY)
+    assert Path("there/lightning_logs/version_0/config.yaml").exists()
+    assert not Path("lightning_logs").exists()
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999", "true", "false"])
