@@ -1,5 +1,6 @@
 """`RunCLI`: LightningCLI for `fit`, `validate` and `test`, with runs as folders."""
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -86,14 +87,22 @@ class RunCLI(LightningCLI):
 
         LightningCLI would let the checkpoint win over the command line (PL#20801).
         """
-        name, root = asked_for(args)
+        name, root, run = asked_for(args)
         self.logs = Path(root or "", "lightning_logs")
-        if self.verb == "fit" and name is not None:
-            self.start = Start.find(name, self.logs, prefer="last")
-            args = ["--config", self.start.configuration_of_run(), *args]
-        elif self.verb != "fit" and not HELP & {*args}:
-            self.start = Start.find("best" if name is None else name, self.logs, prefer="best")  # never random weights
-            args = ["--config", self.start.settings(), *args]
+        is_fit = self.verb == "fit"
+        if name is None and not is_fit:
+            name = "best"  # never random weights
+        if name is not None and not HELP & {*args}:
+            if run and name in ("best", "last"):  # the configuration of a run stands for its own checkpoints
+                self.start = Start.find(os.path.relpath(run), self.logs, prefer=name)
+            else:
+                self.start = Start.find(name, self.logs, prefer="last" if is_fit else "best")
+            if run and self.start.run not in (run, None) and not is_fit:
+                parser.error(
+                    f"--config is of {os.path.relpath(run)}, and {self.start.path} is of another run; leave --config "
+                    "out: a checkpoint brings its own settings"
+                )
+            args = ["--config", self.start.configuration_of_run() if is_fit else self.start.settings(), *args]
         self.config = parser.parse_args(args)
         if empty := [group for group in ("checkpoint", *OWNERS) if self.config.get(group) is None]:
             parser.error(f"--{empty[0]} is empty; expected settings below it, or no such line")

@@ -100,6 +100,12 @@ def run_of(checkpoint: Path) -> Path | None:
     return folder.parent if folder.name == "checkpoints" and configurations(folder.parent) else None
 
 
+def run_configured_by(file: Path) -> Path | None:
+    """Return the run folder that a configuration was written to, or None if the file is of no run."""
+    file = file.resolve()
+    return file.parent if file in configurations(file.parent) and (file.parent / "checkpoints").is_dir() else None
+
+
 def status_file(run: Path) -> Path:
     """Return the file that says how far a run has come."""
     return run / "status.json"

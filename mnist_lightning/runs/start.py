@@ -108,10 +108,11 @@ class Start(NamedTuple):
             )
 
 
-def asked_for(args: list[str]) -> tuple[str | None, str | None]:
+def asked_for(args: list[str]) -> tuple[str | None, str | None, Path | None]:
     """Return `--ckpt_path` and `--trainer.default_root_dir`, typed or in a YAML file, before the real parse.
 
-    The checkpoint decides which configuration comes first in that parse.
+    The checkpoint decides which configuration comes first in that parse. The third result is the run whose own
+    configuration `--config` names, None if there is none.
 
     Raises:
         ConfigurationError: A YAML file can't be used.
@@ -121,14 +122,15 @@ def asked_for(args: list[str]) -> tuple[str | None, str | None]:
         kind = partial(lambda flag, value: (flag, value), flags[0])
         first.add_argument(*flags, dest="typed", type=kind, action="append", nargs="?", default=[])
     found: dict[str, str] = {}
+    run = None
     for flag, value in filter(None, first.parse_known_args(args)[0].typed):
         new = {flag: value}
         if flag == "--config":
             if not os.path.isfile(value):
                 continue  # settings in place of a name, a pipe, or a mistake that the real parse finds
-            settings = configuration.read(Path(value))
+            settings, run = configuration.read(Path(value)), folders.run_configured_by(Path(value)) or run
             trainer = settings.get("trainer")
             root = trainer.get("default_root_dir") if isinstance(trainer, dict) else None
             new = {"--ckpt_path": settings.get("ckpt_path"), "--trainer.default_root_dir": root}
         found |= {name: text for name, text in new.items() if isinstance(text, str)}
-    return found.get("--ckpt_path"), found.get("--trainer.default_root_dir")
+    return found.get("--ckpt_path"), found.get("--trainer.default_root_dir"), run

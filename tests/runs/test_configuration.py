@@ -1,5 +1,6 @@
 """What is typed, or stands in YAML, is what happens."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,10 +109,10 @@ def test_aliases_that_make_few_values_work(workplace: Path) -> None:
 
 def test_what_jsonargparse_reads_is_what_the_peek_reads(workplace: Path) -> None:
     Path("a.yaml").write_text("ckpt_path: last\ntrainer: {default_root_dir: there}\n")
-    assert asked_for(["--config", "a.yaml"]) == ("last", "there")
-    assert asked_for(["--config", "a.yaml", "--ckpt_path", "best"]) == ("best", "there")
-    assert asked_for(["--ckpt_path", "best", "--config", "a.yaml"]) == ("last", "there")
-    assert asked_for(["--config", "{seed_everything: 1}" * 99]) == (None, None)
+    assert asked_for(["--config", "a.yaml"]) == ("last", "there", None)
+    assert asked_for(["--config", "a.yaml", "--ckpt_path", "best"]) == ("best", "there", None)
+    assert asked_for(["--ckpt_path", "best", "--config", "a.yaml"]) == ("last", "there", None)
+    assert asked_for(["--config", "{seed_everything: 1}" * 99]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,36 @@ def test_the_configuration_of_a_run_works_with_each_verb(verb: str, run: Run) ->
     run("fit", "--trainer.max_epochs=1", TINY, "--model.optimizer=Adam", "--model.optimizer.lr=0.01")
     run(verb, "--config=lightning_logs/version_0/config.yaml", TINY)
     run(verb, "--config=lightning_logs/version_0/config.yaml", "--ckpt_path=last", TINY)
+
+
+@pytest.fixture
+def two_runs(run: Run) -> str:
+    """Make two runs with different networks, and return the argument that names the configuration of the first."""
+    for network in ("LeNet", "ConvNet"):
+        run("fit", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", TINY, f"--model.network={network}")
+    return "--config=lightning_logs/version_0/config.yaml"
+
+
+def test_with_the_configuration_of_a_run_its_own_checkpoints_are_measured(
+    two_runs: str, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    for verb in ("validate", "test"):
+        for arguments, name in (([], "best"), (["--ckpt_path=last"], "last")):
+            caplog.clear()
+            run(verb, two_runs, *arguments, TINY)
+            assert f"checkpoint at lightning_logs/version_0/checkpoints/{name}.ckpt" in caplog.text
+
+
+def test_with_the_configuration_of_a_run_that_run_goes_on(two_runs: str, run: Run) -> None:
+    run("fit", two_runs, "--ckpt_path=last", "--trainer.max_epochs=3", TINY)
+    assert (steps(0), steps(1)) == (3, 1)
+
+
+def test_a_checkpoint_is_not_measured_with_the_configuration_of_another_run(two_runs: str, message: Message) -> None:
+    for verb in ("validate", "test"):
+        found = message(verb, two_runs, "--ckpt_path=version_1")
+        assert "--config is of lightning_logs/version_0, and lightning_logs/version_1/checkpoints/best.ckpt is" in found
 
 
 @pytest.mark.parametrize(
