@@ -13,14 +13,16 @@ UserError
 LONGEST = 200  # letters of a text in a message
 
 
-def in_a_line(text: object, longest: int = LONGEST) -> str:
-    """Return the first line of a text that comes from a file or a library, so that a message can quote it.
+def printable(text: str) -> str:
+    """Return a text without letters that would change a terminal, such as colour codes. Line breaks stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
-    The text may be long, and may hold letters that would change a terminal.
-    """
+
+def in_a_line(text: object, longest: int = LONGEST) -> str:
+    """Return the first line of a text that comes from a file or a library, so that a message can quote it."""
     lines = str(text).split("\n")
     line = next((line.strip() for line in lines if line.strip()), "")
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: longest + 1])
+    shown = printable(line[: longest + 1])
     return shown if len(shown) <= longest else f"{shown[: longest - 4]} ..."
 
 
@@ -35,7 +37,7 @@ class UserError(Exception):
     argument: str | None = None
 
     def __init__(self, message: str, argument: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.argument = argument or self.argument
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
@@ -104,13 +105,15 @@ class RunCLI(LightningCLI):
                 )
             args = ["--config", self.start.configuration_of_run() if is_fit else self.start.settings(), *args]
         self.config = parser.parse_args(args)
-        if empty := [group for group in ("checkpoint", *OWNERS) if self.config.get(group) is None]:
-            parser.error(f"--{empty[0]} is empty; expected settings below it, or no such line")
+        for group in ("checkpoint", *OWNERS):
+            if not isinstance(value := self.config.get(group), Namespace):
+                found = "empty" if value is None else value
+                parser.error(f"--{group} is {found}; expected settings below it, or no such line")
         if self.config.ckpt_path not in (None, name):
             parser.error(f"--ckpt_path {self.config.ckpt_path} is not in a file; type it as a flag of its own")
         self.logs = Path(self.config.trainer.default_root_dir or "", "lightning_logs")  # also from `--trainer FILE`
         seed = self.config.seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:  # `true` would be 0, and `false` can't be repeated
+        if type(seed) is not int or not 0 <= seed < 2**32:  # `true` would be 0, and `false` can't be repeated
             parser.error(f"--seed_everything is {str(seed).lower()}; expected 0..{2**32 - 1}")
         if self.verb == "fit" and self.start and self.start.seed not in (None, seed):
             parser.error(f"--seed_everything is {seed}; expected {self.start.seed}, the seed of the run")

@@ -66,7 +66,12 @@ def load(text: str) -> Any:
                     problem = f"{key.value} is already set in line {lines[key.value]}"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 lines[key.value] = key.start_mark.line + 1
-    return _load(text)
+        elif node and "\0" in node.value:
+            raise yaml.MarkedYAMLError(problem="a text has a zero byte", problem_mark=node.start_mark)
+    try:
+        return _load(text)
+    except TypeError:  # jsonargparse expects it of a single key
+        raise yaml.YAMLError("a key is not text") from None
 
 
 _load = get_loader("yaml")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from mnist_lightning import checkpoint, trial
 from mnist_lightning.calibration import KEY, Calibration
-from mnist_lightning.errors import CheckpointError, NetworkError
+from mnist_lightning.errors import CheckpointError, NetworkError, in_a_line
 from mnist_lightning.normalization import normalize
 from mnist_lightning.runs import folders
 from mnist_lightning.settings import settings_of
 from mnist_lightning.use import photos
 
 BATCH = 500  # images that the network reads at a time
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,14 @@ class DigitReader(nn.Module):
         if network is None and setting is None:
             raise CheckpointError(f"{path} does not name its network; expected a checkpoint of `fit`, or a `network`")
         mean, std = data.get("mean"), data.get("std")
-        if not isinstance(mean, int | float) or not isinstance(std, int | float) or not std > 0:
+        numbers = all(type(value) in (int, float) and abs(value) < LARGEST for value in (mean, std))
+        if not numbers or not std > 0:
             raise CheckpointError(f"{path} does not say how its images were normalized; expected a checkpoint of `fit`")
         try:
             calibration = Calibration.stored(content.get(KEY))
             reader = cls(_build(setting) if network is None else network, mean, std, calibration)
         except Exception as error:  # users can write classes
-            raise CheckpointError(f"{path} can't be used: its network can't be built: {error}") from error
+            raise CheckpointError(f"{path} can't be used: its network can't be built: {in_a_line(error)}") from error
         weights = {
             name.removeprefix("network."): weight
             for name, weight in content["state_dict"].items()

@@ -67,10 +67,9 @@ def torchrun(*arguments: str) -> list[subprocess.Popen[bytes]]:
 
 
 def popen(arguments: list[str]) -> subprocess.Popen[bytes]:
-    folders = [
-        str(folder) for folder in Path(__file__).parents[:3]
-    ]  # this file's, for its callbacks, and the package's
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    folders = [str(folder) for folder in Path(__file__).parents[:3]]  # for its callbacks, and the package
+    # A core for each process: with two threads each on two cores, an epoch can take a hundred times as long.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     with Path("log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *arguments], stdout=log, stderr=log, env=environment, start_new_session=True
@@ -79,7 +78,7 @@ def popen(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 def run(processes: list[subprocess.Popen[bytes]]) -> None:
     """Wait until all processes have ended well. If one hangs, show the log, and leave no process behind."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.1)
     codes = [process.poll() for process in processes]
