@@ -474,24 +474,3 @@ def test_a_long_stroke_is_one_part(tmp_path: Path) -> None:
     picture.save(tmp_path / "spiral.png")
     image = photos.prepare(tmp_path / "spiral.png")
     assert image[4:24, 4:24].count_nonzero() > 300
-
-
-def photo(megapixels: float) -> Image.Image:
-    """Return a colour photo of a digit in uneven light, with noise. Its sides have the ratio 4 to 3."""
-    width, height = round((megapixels * 4e6 / 3) ** 0.5), round((megapixels * 3e6 / 4) ** 0.5)
-    ink = np.array(grey(coverage()).resize((width, height), Image.Resampling.BICUBIC))[..., None] / 255
-    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    values = (np.array([0.82, 0.8, 0.74]) - np.array([0.67, 0.64, 0.44]) * ink) * (1 - 0.4 * across * down)[..., None]
-    return grey(values + np.random.default_rng(0).normal(0, 0.025, values.shape))
-
-
-@pytest.mark.slow
-def test_a_photo_of_a_megapixel_takes_at_most_25_milliseconds(tmp_path: Path) -> None:
-    """This is the time of one core. Other programs make it longer, so the best of ten rounds counts."""
-    photo(1).save(tmp_path / "photo.jpg", quality=90)
-    times = []
-    for _ in range(10):
-        before = time.process_time()
-        photos.prepare_all([tmp_path / "photo.jpg"] * 10)
-        times.append((time.process_time() - before) / 10)
-    assert min(times) < 0.025
