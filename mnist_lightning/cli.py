@@ -69,7 +69,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> None:
-    """Run one verb, and turn an error into a message. The arguments are those of `main`."""
+    """Run one verb, and turn an error into a message.
+
+    Args:
+        args: The verb and its arguments.
+    """
     import pkgutil
 
     from mnist_lightning.console import program

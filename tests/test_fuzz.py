@@ -3,7 +3,6 @@
 Inputs follow from a fixed seed. A slow test reads at least 2,000, and the same test reads a few dozen by default.
 """
 
-import atexit
 import contextlib
 import gzip
 import io
@@ -39,7 +38,7 @@ from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.resume import ExactResume
 from mnist_lightning.runs.saving import DurableCheckpointIO
 from mnist_lightning.runs.start import Start
-from mnist_lightning.runs.verbs import errors_of_lightning, leave_process_group
+from mnist_lightning.runs.verbs import errors_of_lightning
 from mnist_lightning.use import photos
 
 
@@ -153,7 +152,6 @@ def test_crafted_training_states(inputs: int, tiny: Path, small_data: str) -> No
                 trainer.fit(model, MNISTDataModule(small_data, val_size=100), ckpt_path="x.ckpt")
 
         ends_well(fit)
-        atexit.unregister(leave_process_group)  # at the end of this process, once is enough
 
     quiet: Any = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
     quiet |= {"plugins": [DurableCheckpointIO()], "limit_val_batches": 0, "accelerator": "cpu"}

@@ -24,16 +24,14 @@ def after_a_signal(stopped: Stopped) -> str:
 
 
 def after_divergence(error: Diverged, cli: RunCLI) -> str:
-    """Return what happened, and how to continue. A new run without a step is removed."""
+    """Return what happened, and how to continue."""
     if not error.trained:
-        removed = ""
-        if isinstance(cli.trainer.logger, RunLogger) and not (cli.start and cli.start.run):
-            cli.trainer.logger.remove_new_run()
-            removed = ", and the new run is removed"
-        what = "look for the reason in the network and in its images"
+        is_removed = isinstance(cli.trainer.logger, RunLogger) and not (cli.start and cli.start.run)
+        removed = ", and the new run is removed" if is_removed else ""
+        hint = "look for the reason in the network and in its images"
         if cli.start:
-            what = f"continue from an earlier checkpoint than {os.path.relpath(cli.start.path)}"
-        return f"{error}.\nNothing was trained{removed}; {what}"
+            hint = f"continue from an earlier checkpoint than {os.path.relpath(cli.start.path)}"
+        return f"{error}.\nNothing was trained{removed}; {hint}"
     writer = _writer(cli)
     if writer is None:
         return f"{error}; try a smaller one"

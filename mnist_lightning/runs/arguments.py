@@ -12,12 +12,10 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
-from torch.nn import Module
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lightning.console import usage_error
 from mnist_lightning.errors import in_a_line
+from mnist_lightning.settings import KINDS
 
 OPTIMIZER = "--model.optimizer.lr"  # an argument of the optimizer's class: jsonargparse does not list it
 WIDTH = 100  # columns of the help
@@ -71,10 +69,8 @@ SHOWN = {
 
 
 # The flags that take the name of a class, and what the class must be.
-KINDS: dict[str, type] = {
-    "model.network": Module,
-    "model.optimizer": Optimizer,
-    "model.lr_scheduler": LRScheduler,
+CLASSES: dict[str, type] = {
+    **{f"model.{name}": kinds[0] for name, (_, kinds) in KINDS.items()},
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
@@ -159,6 +155,11 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return an argument of the trainer as a list. It may be None, one object or a list."""
+    return value.copy() if isinstance(value, list) else [] if value is None else [value]
+
+
 def _mistyped(message: str) -> str | None:
     """Return a short message about an unknown class, or an unknown argument of a class. None for other messages."""
     flag = re.match(r'Parser key "([\w.]+)":', message)
@@ -168,8 +169,8 @@ def _mistyped(message: str) -> str | None:
     path = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if flag and option and owner:
         found, known = f"it has no argument {option[1]}", list(signature(pkgutil.resolve_name(owner[1])).parameters)
-    elif flag and name and flag[1] in KINDS and message.count("Parser key") == 1:  # not an argument of the class
-        found, known = f"expected a class, and found {name[1]}", sorted(_subclasses(KINDS[flag[1]]))
+    elif flag and name and flag[1] in CLASSES and message.count("Parser key") == 1:  # not an argument of the class
+        found, known = f"expected a class, and found {name[1]}", sorted(_subclasses(CLASSES[flag[1]]))
     elif flag and path:
         found, known = f"{path[1]} has no class {path[2]}", dir(pkgutil.resolve_name(path[1]))
     else:

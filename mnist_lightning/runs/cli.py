@@ -23,7 +23,7 @@ from mnist_lightning.console import program
 from mnist_lightning.data import DEFAULT_SEED, MNISTDataModule
 from mnist_lightning.errors import first_cause
 from mnist_lightning.runs import folders
-from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, OWNERS, SHOWN, HelpAll, RunParser
+from mnist_lightning.runs.arguments import CKPT_PATH, DESCRIPTIONS, HELP, OWNERS, SHOWN, HelpAll, RunParser, as_list
 from mnist_lightning.runs.calibrator import Calibrator
 from mnist_lightning.runs.divergence import Divergence
 from mnist_lightning.runs.figures import Figures
@@ -115,7 +115,7 @@ class RunCLI(LightningCLI):
         seed = self.config.seed_everything
         if type(seed) is not int or not 0 <= seed < 2**32:  # `true` would be 0, and `false` can't be repeated
             parser.error(f"--seed_everything is {str(seed).lower()}; expected 0..{2**32 - 1}")
-        if self.verb == "fit" and self.start and self.start.seed not in (None, seed):
+        if is_fit and self.start and self.start.seed not in (None, seed):
             parser.error(f"--seed_everything is {seed}; expected {self.start.seed}, the seed of the run")
         if self.start and self.verb != "test":
             stored = self.start.content.get("datamodule_hyper_parameters", {})
@@ -177,8 +177,8 @@ class RunCLI(LightningCLI):
             # `validate` draws nothing: the curves of the run already have this result.
             kwargs["logger"] = False if self.verb == "validate" else self._run_logger()
         callbacks = self._callbacks(kwargs.get("logger", config.logger))
-        if not any(isinstance(plugin, CheckpointIO) for plugin in _as_list(config.plugins)):
-            kwargs["plugins"] = [*_as_list(config.plugins), DurableCheckpointIO()]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.plugins)):
+            kwargs["plugins"] = [*as_list(config.plugins), DurableCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
@@ -190,7 +190,7 @@ class RunCLI(LightningCLI):
 
     def _callbacks(self, logger: Any) -> list[Callback]:
         """Return the user's callbacks, and ours that the user does not replace."""
-        config, callbacks = self.config_init.trainer, _as_list(self.config_init.trainer.callbacks)
+        config, callbacks = self.config_init.trainer, as_list(self.config_init.trainer.callbacks)
 
         def add(callback: Callback, kind: type) -> None:
             if not any(isinstance(other, kind) for other in callbacks):
@@ -228,8 +228,3 @@ class RunCLI(LightningCLI):
         # Steps are counted from 0, as in the curves.
         test_step = None if self.verb == "fit" else max(0, self.start.content["global_step"] - 1)
         return RunLogger(run.parent, folders.version(run), test_step=test_step)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Return an argument of the trainer as a list. It may be None, one object or a list."""
-    return value.copy() if isinstance(value, list) else [] if value is None else [value]

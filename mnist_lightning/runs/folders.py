@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from mnist_lightning.errors import CheckpointError, OutputError, UserError
 from mnist_lightning.files import written_whole
 
-# What systems answer if a file system has no locks, for example a network's.
+# The errors of a file system without locks. Some network file systems have none.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.tuner import Tuner
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.runs.arguments import as_list
 
 FINDER = "lightning.pytorch.callbacks.LearningRateFinder"  # jsonargparse completes a shorter name
 
@@ -29,8 +30,8 @@ def take_finder(settings: Any, is_new: bool) -> dict[str, Any] | None:
         UserError: A search is not possible here.
     """
     trainer, optimizer, schedule = settings.trainer, settings.model.optimizer, settings.model.lr_scheduler
-    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    found = [callback for callback in callbacks if callback and callback.class_path == FINDER]
+    callbacks = as_list(trainer.callbacks)
+    found = [callback for callback in callbacks if callback.class_path == FINDER]
     if not found:
         return None
     arguments: dict[str, Any] = found[-1].init_args.as_dict()

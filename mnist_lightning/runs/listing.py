@@ -51,9 +51,9 @@ def describe(run: Path) -> dict[str, Any]:
 
     def known(key: str, kind: type) -> Any:  # a file can be damaged
         value = status.get(key)
-        return (
-            in_a_line(value) if kind is str and isinstance(value, str) else value if isinstance(value, kind) else None
-        )
+        if not isinstance(value, kind):
+            return None
+        return in_a_line(value) if kind is str else value
 
     date = datetime.datetime.fromtimestamp(run.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
     size = 0

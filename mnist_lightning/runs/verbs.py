@@ -38,6 +38,8 @@ def fit(args: list[str]) -> None:
         print(advice.after_a_signal(stopped))
         raise
     except Diverged as error:
+        if not error.trained and isinstance(cli.trainer.logger, RunLogger):
+            cli.trainer.logger.remove_new_run()
         raise UserError(advice.after_divergence(error, cli)) from error
     if cli.trainer.is_global_zero:
         print(advice.after_training(cli), end="")
@@ -83,7 +85,6 @@ def errors_of_lightning(trainer: Trainer) -> Iterator[None]:
     Raises:
         UserError: Settings contradict each other, the disk is full, or a checkpoint can't be restored.
     """
-    atexit.register(leave_process_group)
     try:
         yield
     except UserError:
@@ -113,6 +114,7 @@ def errors_of_lightning(trainer: Trainer) -> Iterator[None]:
         raise CheckpointError(f"{trainer.ckpt_path} can't be restored: {reason}") from error
 
 
+@atexit.register
 def leave_process_group() -> None:
     """Leave the group of a distributed run, before Python frees its own objects.
 

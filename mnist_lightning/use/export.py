@@ -13,7 +13,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mnist_lightning.console import Parser
-from mnist_lightning.errors import OutputError, in_a_line
+from mnist_lightning.errors import OutputError, first_cause, in_a_line
 from mnist_lightning.files import written_whole
 from mnist_lightning.use.reader import DigitReader
 
@@ -81,11 +81,9 @@ def _onnx(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
                 traced, input_names=["images"], output_names=["logits", "probabilities"], verbose=False
             )
     except Exception as error:  # users can write networks
-        reason: BaseException = error
-        while reason.__cause__:  # the outer errors give advice
-            reason = reason.__cause__
+        reason = in_a_line(first_cause(error))  # the outer errors give advice
         raise OutputError(
-            f"ONNX can't hold the network ({in_a_line(reason)}); expected a .pt2 or a .pth file", "output"
+            f"ONNX can't hold the network ({reason}); expected a .pt2 or a .pth file", "output"
         ) from error
     assert program is not None  # it is None only if a file is named
     return program.model_proto.SerializeToString(), {"format": "ONNX", **INTERFACE}

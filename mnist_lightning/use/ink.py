@@ -1,4 +1,4 @@
-"""Turns a picture of a digit into an image like those of MNIST (LeCun et al. 1998)."""
+"""Turns a picture of a digit into an image in the style of MNIST (LeCun et al. 1998)."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ SMALLEST_PART = 0.08  # anything smaller is dust; 1 is the area of the largest p
 
 
 def image(colours: Tensor, opacity: Tensor | None = None) -> Tensor:
-    """Return an image like those of MNIST, uint8 `(28, 28)`, ink is 255, background is 0.
+    """Return an image in the style of MNIST: uint8 `(28, 28)`, ink is 255, background is 0.
 
     Args:
         colours: float32 `(3, H, W)` in 0..1.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mnist_lightning.calibration import RISK
 from mnist_lightning.console import Parser
-from mnist_lightning.errors import OutputError, PhotoError
+from mnist_lightning.errors import OutputError, PhotoError, printable
 from mnist_lightning.files import written_whole
 from mnist_lightning.use import photos
 from mnist_lightning.use.reader import DigitReader, Prediction
@@ -47,11 +47,11 @@ def predict(args: list[str]) -> None:
     paths = find(options.photos, options.recursive)
     for path in paths:
         if path.suffix == ".ckpt":
-            parser.error(f"{printable(path)} is a checkpoint, and no photo; expected --ckpt_path {printable(path)}")
+            parser.error(f"{text_of(path)} is a checkpoint, and no photo; expected --ckpt_path {text_of(path)}")
     reader = DigitReader.load(options.ckpt_path)
     if paths:
         images, problems = photos.prepare_all(paths)
-        files = [printable(path) for path in paths]
+        files = [text_of(path) for path in paths]
     else:
         from mnist_lightning import archive  # imports torchvision, which takes longer than to read a photo
 
@@ -105,10 +105,9 @@ def find(names: Iterable[str], recursive: bool = False) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def printable(path: Path) -> str:
-    """Return a path as text. Terminals and CSV files don't take all bytes that a name can have."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+def text_of(path: Path) -> str:
+    """Return a path as text, in a line. Terminals and CSV files don't take all bytes that a name can have."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace")).replace("\n", r"\n")
 
 
 def table(predictions: list[Prediction]) -> str:
