@@ -1,6 +1,9 @@
 """What several test files need: the paths of a first run, and ways to read and compare what runs have written."""
 
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,17 @@ def fit_in_notebook(
     trained = Trainer(**(options | trainer))
     trained.fit(model, MNISTDataModule(root, val_size=100), ckpt_path=ckpt_path)
     return trained
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file of more bytes. That includes the file that pytest's own output goes to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Net(nn.Module):

@@ -14,7 +14,7 @@ from traceback import format_exception
 import pytest
 import torch
 from conftest import Program, Run
-from helpers import BEST, DATA, LAST, differences, load
+from helpers import BEST, DATA, LAST, differences, files_of_at_most, load
 from PIL import Image
 from processes import wait_for
 
@@ -286,12 +286,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(program: Prog
 def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     DurableCheckpointIO().save_checkpoint({"step": 1}, path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with pytest.raises(OutputError, match=r"last\.ckpt can't be written: File too large"):
-            DurableCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(1_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(1_000), pytest.raises(OutputError, match=r"last\.ckpt can't be written: File too large"):
+        DurableCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(1_000)}, path)
     assert torch.load(path) == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,13 +1,13 @@
 """Files that are there whole or not at all."""
 
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, files_of_at_most
 
 from mnist_lightning.cli import main
 from mnist_lightning.errors import OutputError
@@ -37,8 +37,8 @@ def test_nothing_else_in_the_folder_is_touched(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=["a full disk", "a limit of the size"])
-def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder in which no file of more than 100 bytes can be written."""
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, AbstractContextManager[None]]]:
+    """A folder, and the context in which no file of more than 100 bytes can be written to it."""
     folder = tmp_path / "full"
     folder.mkdir()
     if request.param == "a full disk":
@@ -46,13 +46,10 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("this process can't mount a disk")
         (folder / "other").write_bytes(bytes(4096))
-        yield folder
+        yield folder, nullcontext()
         subprocess.run(["umount", folder], check=True)
     else:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        yield folder
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        yield folder, files_of_at_most(100)
 
 
 @pytest.mark.parametrize(
@@ -68,17 +65,22 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     ids=lambda value: " ".join(value[-2:]).replace("FULL/", "") if isinstance(value, list) else "",
 )
 def test_a_file_that_does_not_fit_on_the_disk_is_an_error_of_one_line(
-    arguments: list[str], flag: str, full: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    flag: str,
+    full: tuple[Path, AbstractContextManager[None]],
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.argv", ["mnist_lightning"])
-    arguments = [argument.replace("FULL", str(full)) for argument in arguments]
-    with pytest.raises(SystemExit) as stop:
+    folder, limited = full
+    arguments = [argument.replace("FULL", str(folder)) for argument in arguments]
+    with limited, pytest.raises(SystemExit) as stop:
         main([*arguments, "--ckpt_path", str(trained / "version_0")])
     message = str(stop.value)
-    assert message.startswith(f"python -m mnist_lightning {arguments[0]}: error: {flag}{full}/digits")
+    assert message.startswith(f"python -m mnist_lightning {arguments[0]}: error: {flag}{folder}/digits")
     assert message.endswith(("can't be written: No space left on device", "can't be written: File too large"))
     assert "\n" not in message
-    assert [path for path in full.rglob("*") if path.is_file() and path.name != "other"] == []
+    assert [path for path in folder.rglob("*") if path.is_file() and path.name != "other"] == []
 
 
 def test_an_error_without_a_reason_of_the_system_is_shown(tmp_path: Path) -> None:
