@@ -43,15 +43,10 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self.unproven = False
-        self._checkpoint: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, DigitClassifier) or not isinstance(trainer.datamodule, MNISTDataModule):  # type: ignore[attr-defined]
             raise TypeError("ExactResume needs a DigitClassifier and an MNISTDataModule")
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.unproven = True
-        self._checkpoint = checkpoint  # Lightning restores the optimizer from this object, after `on_fit_start`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore position, accuracy and settings.
@@ -59,9 +54,12 @@ class ExactResume(Callback):
         Raises:
             CheckpointError: The checkpoint lies within an epoch whose order would differ here, or is damaged.
         """
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None:
+        # Lightning calls `on_load_checkpoint` only if the checkpoint has states of callbacks. It restores the optimizer
+        # from this object, after this hook.
+        checkpoint = trainer._checkpoint_connector._loaded_checkpoint
+        if not checkpoint:
             return
+        self.unproven = True
         model = cast(DigitClassifier, pl_module)
         if state := checkpoint.get(KEY):  # a checkpoint that was written without this callback has none
             self._restore_position(trainer, state)
@@ -69,6 +67,12 @@ class ExactResume(Callback):
                 for name in model.train_accuracy.metric_state:
                     getattr(model.train_accuracy, name).copy_(state["train_accuracy"][name])
         self._keep_new_settings(trainer, model, checkpoint)
+        new = {
+            "loops": trainer._checkpoint_connector._get_loops_state_dict(),
+            "optimizer_states": [{"param_groups": opt.state_dict()["param_groups"]} for opt in trainer.optimizers],
+            "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        }
+        _check_kinds(checkpoint, new, "the checkpoint")
         for optimizer, optimizer_state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             _check_momentum(optimizer, optimizer_state)
 
@@ -157,6 +161,27 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     # Lightning's ModelCheckpoint writes after the last batch, before the epoch counts as completed.
     at_its_end = loops["epoch_loop.batch_progress"]["is_last_batch"] and epochs["started"] > epochs["completed"]
     return int(epochs["completed"] + at_its_end)
+
+
+def _check_kinds(found: Any, new: Any, name: str) -> None:
+    """Compare restored values with those of a new run, because torch and Lightning copy them without a check.
+
+    Raises:
+        CheckpointError: A new run has a number where the checkpoint has a text, and so on.
+    """
+    if isinstance(new, int | float) and not isinstance(new, bool):
+        same = isinstance(found, int | float) and not isinstance(found, bool)
+    else:
+        same = new is None or isinstance(found, type(new))
+    if not same:
+        kinds = f"{type(found).__name__}; expected {type(new).__name__}"
+        raise CheckpointError(f"{in_a_line(name)} in the checkpoint is of the type {kinds}")
+    if isinstance(new, dict):
+        for key in new.keys() & found.keys():
+            _check_kinds(found[key], new[key], key)
+    elif isinstance(new, list):
+        for value, other in zip(found, new, strict=False):
+            _check_kinds(value, other, name)
 
 
 def _check_momentum(optimizer: Optimizer, state: dict[str, Any]) -> None:

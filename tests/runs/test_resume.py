@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,36 @@ def test_a_checkpoint_outside_any_run_starts_a_new_one(run: Run) -> None:
     # The run's only validation is its best, whatever the other run's was.
     assert load(second / "checkpoints/best.ckpt")["global_step"] == 15
     assert [step for step, _ in curves(second)["train/loss"]] == list(range(10, 15))
+
+
+def counts_no_step(content: dict[str, Any]) -> None:
+    content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = None
+
+
+def has_a_text_as_momentum(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["param_groups"][0]["momentum"] = "0.9"
+
+
+def has_a_small_momentum_and_no_callbacks(content: dict[str, Any]) -> None:
+    """torch's fused step would write outside of this momentum, and Lightning would tell no callback to restore."""
+    content["optimizer_states"][0]["state"][0]["momentum_buffer"] = torch.zeros(0)
+    del content["callbacks"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (counts_no_step, "_batches_that_stepped in the checkpoint is of the type NoneType; expected int"),
+        (has_a_text_as_momentum, "momentum in the checkpoint is of the type str; expected float"),
+        (has_a_small_momentum_and_no_callbacks, r"momentum_buffer in the checkpoint has the shape \(0,\), and its"),
+    ],
+)
+def test_a_damaged_training_state_is_refused(run: Run, damage: Callable[[dict[str, Any]], None], words: str) -> None:
+    run("fit", "--model.optimizer.momentum=0.5")
+    damage(content := load(LAST))
+    torch.save(content, LAST)
+    with pytest.raises(SystemExit, match=words):
+        run("fit", "--ckpt_path=last", "--trainer.max_epochs=3")
 
 
 def test_a_schedule_that_is_shorter_than_the_run_is_refused(run: Run) -> None:
