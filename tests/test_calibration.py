@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mnist_lightning.calibration import calibrate
+from mnist_lightning.calibration import Calibration, calibrate
 
 
 def test_the_threshold_allows_as_many_answers_as_one_mistake_in_1000_permits() -> None:
@@ -58,3 +58,22 @@ def test_a_network_whose_logits_are_not_finite_has_no_calibration(value: float) 
 
 def test_without_images_there_is_no_calibration() -> None:
     assert calibrate(torch.empty(0, 10), torch.empty(0, dtype=torch.int64), 7) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": float("nan")},
+        {"threshold": 1.1},
+        {"threshold": "0.9"},
+        {"accuracy": -0.1},
+        {"images": 0},
+        {"images": 2.5},
+        {"step": -1},
+        {"temperature": 1.0},
+    ],
+)
+def test_values_that_no_validation_can_find_are_not_used(wrong: dict[str, object]) -> None:
+    right = {"threshold": 0.9, "accuracy": 0.99, "images": 5_000, "step": 860}
+    assert Calibration.stored(right) == Calibration(0.9, 0.99, 5_000, 860)
+    assert Calibration.stored(right | wrong) is None

@@ -3,18 +3,21 @@
 import errno
 import os
 import random
+import re
 import resource
 import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from traceback import format_exception
+from typing import Any
 
 import pytest
 import torch
 from conftest import Program, Run
-from helpers import BEST, DATA, LAST, differences, files_of_at_most, load
+from helpers import BEST, DATA, LAST, SECOND, differences, files_of_at_most, load
 from PIL import Image
 from processes import wait_for
 
@@ -155,6 +158,55 @@ def test_settings_in_places_of_old_versions_are_refused(place: str, run: Run) ->
     with pytest.raises(CheckpointError, match=r"crafted\.ckpt is of another program: its settings are unknown"):
         DigitClassifier.load_from_checkpoint("crafted.ckpt")
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("momentum", [torch.zeros(3), torch.zeros(6, 1, 3, 3, 50), torch.zeros(())])
+def test_momentum_of_another_shape_is_refused(momentum: torch.Tensor, run: Run) -> None:
+    """torch's fused step would read and write outside of it, and end the process or change other memory."""
+    run("fit")
+    content = load(LAST)
+    content["optimizer_states"][0]["state"][0]["momentum_buffer"] = momentum
+    torch.save(content, "crafted.ckpt")
+    found = re.escape(f"{tuple(momentum.shape)}, and its parameter (6, 1, 3, 3)")
+    with pytest.raises(SystemExit, match=f"the momentum_buffer in the checkpoint has the shape {found}"):
+        run("fit", "--ckpt_path=crafted.ckpt", "--trainer.max_epochs=3")
+
+
+def test_momentum_gets_the_order_in_memory_of_its_parameter(run: Run) -> None:
+    """torch's fused step reads momentum and parameter in the same order, and does not compare their strides."""
+    run("fit", "--trainer.max_epochs=1")
+    content = load(LAST)
+    for state in content["optimizer_states"][0]["state"].values():
+        state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+    assert (
+        content["optimizer_states"][0]["state"][2]["momentum_buffer"].stride()
+        != content["state_dict"]["network.conv2.weight"].stride()
+    )
+    torch.save(content, "reordered.ckpt")
+    run("fit", f"--ckpt_path={LAST}", "--trainer.max_epochs=2")
+    expected = load(LAST)["state_dict"]
+    run("fit", "--ckpt_path=reordered.ckpt", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1")
+    found = load(SECOND / "checkpoints/last.ckpt")["state_dict"]
+    assert differences(expected, found) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content["optimizer_states"][0].pop("param_groups"), "can't be restored: KeyError: 'param_gro"),
+        (lambda content: content["loops"]["fit_loop"].pop("epoch_progress"), "is damaged: it does not count epochs"),
+        (lambda content: content["ExactResume"].update(batches_done=99), "says that 99 of 5 batches are done"),
+    ],
+)
+def test_a_training_state_that_is_damaged_ends_in_a_line(damage: Callable[[Any], Any], message: str, run: Run) -> None:
+    run("fit")
+    content = load(LAST)
+    damage(content)
+    torch.save(content, "crafted.ckpt")
+    with pytest.raises(SystemExit) as caught:
+        run("fit", "--ckpt_path=crafted.ckpt", "--trainer.max_epochs=3")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_no_url_is_opened(run: Run) -> None:

@@ -83,6 +83,8 @@ def test_one_batch_between_validations(run: Run) -> None:
         (b"\x80\x04\x95", " is not a YAML file: it is not UTF-8 text"),
         ("a: \xe9".encode("latin1"), " is not a YAML file: it is not UTF-8 text"),
         ("a\0: 1", ": unacceptable character #x0000"),
+        ('model: "a\\0b"\n', ", line 1: a text has a zero byte"),
+        ("?", ": a key is not text"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(content: str | bytes, found: str, message: Message) -> None:
@@ -119,6 +121,8 @@ def test_what_jsonargparse_reads_is_what_the_peek_reads(workplace: Path) -> None
     ("content", "found"),
     [
         ("ckpt_path: 5\n", "--ckpt_path: expected str Given value: 5"),
+        ("seed_everything: null\n", "--seed_everything is none; expected 0..4294967295"),
+        ('"\\e[31mred": 1\n', r"\x1b[31mred"),
         ("trainer: {default_root_dir: 5}\n", "--trainer.default_root_dir: expected str"),
         ("trainer:\n  # max_epochs: 1\n", "--trainer is empty; expected settings below it, or no such line"),
         ("data:\n  distortion:\n", "--data.distortion is empty; expected settings below it, or no such line"),

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from processes import Outcome, enter, fit, start, wait_for
 
 from mnist_lightning.errors import CheckpointError, UserError
 from mnist_lightning.runs import folders
+from mnist_lightning.runs.listing import list_runs
 
 
 def make_run(logs: Path, version: str, *checkpoints: str) -> Path:
@@ -209,3 +211,23 @@ def test_fifty_kills_with_two_contenders(
     Outcome().assert_same(contended)
     with capsys.disabled():
         print("\n50 of 50 kills survived; 50 of 50 second processes refused")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "[]", '{"epochs": [1], "network": {}}', "{"])
+def test_a_damaged_status_counts_as_unknown(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "version_0"
+    run.mkdir()
+    folders.status_file(run).write_text(text)
+    assert folders.read_status(run) == {}
+    list_runs([str(tmp_path)])
+    assert "version_0" in capsys.readouterr().out
+
+
+def test_a_status_can_not_colour_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "version_0"
+    run.mkdir()
+    folders.status_file(run).write_text(json.dumps({"network": "\x1b[31mred\n" * 100}))
+    list_runs([str(tmp_path)])
+    _, line = capsys.readouterr().out.splitlines()
+    assert r"\x1b[31mred" in line
+    assert line.isprintable()
