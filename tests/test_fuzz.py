@@ -22,6 +22,7 @@ from helpers import BEST, FIRST, LAST, ROOT, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis.internal.conjecture import providers
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import nn
@@ -48,8 +49,13 @@ def fuzz(few: int) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(autouse=True)
-def no_folder_of_hypothesis(tmp_path: Path) -> None:
+def the_same_inputs_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep Hypothesis from its folder in the project, and from the constants of the modules that happen to be loaded.
+
+    It has no setting for these constants. They would make the inputs depend on the other tests of the same run.
+    """
     set_hypothesis_home_dir(tmp_path)
+    monkeypatch.setattr(providers, "is_local_module_file", lambda path: False)
 
 
 class Hidden:
