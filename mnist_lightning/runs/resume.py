@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities import apply_to_collection
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.errors import CheckpointError, in_a_line
+from mnist_lightning.errors import CheckpointError
 from mnist_lightning.loader import EpochSampler
+from mnist_lightning.runs import training_state
 from mnist_lightning.settings import check_plain
 
 KEY = "ExactResume"  # the key of its state in a checkpoint
@@ -67,14 +67,7 @@ class ExactResume(Callback):
                 for name in model.train_accuracy.metric_state:
                     getattr(model.train_accuracy, name).copy_(state["train_accuracy"][name])
         self._keep_new_settings(trainer, model, checkpoint)
-        new = {
-            "loops": trainer._checkpoint_connector._get_loops_state_dict(),
-            "optimizer_states": [{"param_groups": opt.state_dict()["param_groups"]} for opt in trainer.optimizers],
-            "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        }
-        _check_kinds(checkpoint, new, "the checkpoint")
-        for optimizer, optimizer_state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
-            _check_momentum(optimizer, optimizer_state)
+        training_state.check(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning treats the first epoch after a resume as a repetition, and skips the step of `ReduceLROnPlateau`
@@ -161,47 +154,6 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     # Lightning's ModelCheckpoint writes after the last batch, before the epoch counts as completed.
     at_its_end = loops["epoch_loop.batch_progress"]["is_last_batch"] and epochs["started"] > epochs["completed"]
     return int(epochs["completed"] + at_its_end)
-
-
-def _check_kinds(found: Any, new: Any, name: str) -> None:
-    """Compare restored values with those of a new run, because torch and Lightning copy them without a check.
-
-    Raises:
-        CheckpointError: A new run has a number where the checkpoint has a text, and so on.
-    """
-    if isinstance(new, int | float) and not isinstance(new, bool):
-        same = isinstance(found, int | float) and not isinstance(found, bool)
-    else:
-        same = new is None or isinstance(found, type(new))
-    if not same:
-        kinds = f"{type(found).__name__}; expected {type(new).__name__}"
-        raise CheckpointError(f"{in_a_line(name)} in the checkpoint is of the type {kinds}")
-    if isinstance(new, dict):
-        for key in new.keys() & found.keys():
-            _check_kinds(found[key], new[key], key)
-    elif isinstance(new, list):
-        for value, other in zip(found, new, strict=False):
-            _check_kinds(value, other, name)
-
-
-def _check_momentum(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Give the momentum in a checkpoint the layout in memory of its parameter.
-
-    torch's fused step relies on this layout without a check. It would read and write anywhere in memory.
-
-    Raises:
-        CheckpointError: The momentum has another shape than its parameter.
-    """
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        for parameter, key in zip(group["params"], saved["params"], strict=True):
-            values = state["state"].get(key, {}) if saved.get("fused") else {}
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    expected = torch.zeros(()) if name == "step" else parameter
-                    if value.shape != expected.shape:
-                        shapes = f"{tuple(value.shape)}, and its parameter {tuple(expected.shape)}"
-                        raise CheckpointError(f"the {in_a_line(name)} in the checkpoint has the shape {shapes}")
-                    values[name] = torch.empty_like(expected, dtype=value.dtype).copy_(value)
 
 
 def _sampler(trainer: Trainer) -> EpochSampler:

@@ -1,0 +1,60 @@
+"""The state of a training in a checkpoint, checked because torch and Lightning copy it as it is."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mnist_lightning.errors import CheckpointError, in_a_line
+
+
+def check(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Compare counters, optimizers and schedules in a checkpoint with those of a trainer that has not restored them.
+
+    Raises:
+        CheckpointError: A value has another type, or a tensor another shape.
+    """
+    new = {
+        "loops": trainer._checkpoint_connector._get_loops_state_dict(),
+        "optimizer_states": [{"param_groups": opt.state_dict()["param_groups"]} for opt in trainer.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+    }
+    _check_types(checkpoint, new, "the checkpoint")
+    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+        _check_momentum(optimizer, state)
+
+
+def _check_types(found: Any, new: Any, name: str) -> None:
+    is_number = isinstance(new, int | float) and not isinstance(new, bool)
+    expected = int | float if is_number else type(new)
+    if new is not None and (not isinstance(found, expected) or (is_number and isinstance(found, bool))):
+        types = f"{type(found).__name__}; expected {type(new).__name__}"
+        raise CheckpointError(f"{in_a_line(name)} in the checkpoint is of the type {types}")
+    if isinstance(new, dict):
+        for key in new.keys() & found.keys():
+            _check_types(found[key], new[key], key)
+    if isinstance(new, list):
+        for value, other in zip(found, new, strict=False):
+            _check_types(value, other, name)
+
+
+def _check_momentum(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give the momentum in a checkpoint the layout in memory of its parameter.
+
+    torch's fused step relies on this layout without a check. It would read and write anywhere in memory.
+
+    Raises:
+        CheckpointError: The momentum has another shape than its parameter.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, key in zip(group["params"], saved["params"], strict=True):
+            values = state["state"].get(key, {}) if saved.get("fused") else {}
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    expected = torch.zeros(()) if name == "step" else parameter
+                    if value.shape != expected.shape:
+                        shapes = f"{tuple(value.shape)}, and its parameter {tuple(expected.shape)}"
+                        raise CheckpointError(f"the {in_a_line(name)} in the checkpoint has the shape {shapes}")
+                    values[name] = torch.empty_like(expected, dtype=value.dtype).copy_(value)
