@@ -1,0 +1,101 @@
+"""Turns a network into a list of steps that `engine.js` can compute."""
+
+import base64
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
+
+from mnist_lightning.errors import OutputError
+
+# torch's operations, and the functions of engine.js that compute the same.
+FUNCTIONS = {
+    "_softmax.default": "softmax",
+    "add.Tensor": "add",
+    "addmm.default": "addmm",
+    "avg_pool2d.default": "averagePool",
+    "convolution.default": "convolution",
+    "div.Tensor": "div",
+    "index.Tensor": "take",
+    "max_pool2d_with_indices.default": "maxPool",
+    "mean.dim": "mean",
+    "mm.default": "matmul",
+    "mul.Tensor": "mul",
+    "relu.default": "relu",
+    "sigmoid.default": "sigmoid",
+    "sub.Tensor": "sub",
+    "tanh.default": "tanh",
+}
+SAME_VALUES = ("_to_copy.default", "clone.default", "squeeze.dims", "unsqueeze.default", "view.default")
+FUNCTIONS |= dict.fromkeys(SAME_VALUES, "reshape")
+
+
+class Constants:
+    """Tensors that do not depend on the image. Equal tensors are stored once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[bytes, tuple[int, ...]], int] = {}
+
+    def add(self, tensor: Tensor) -> dict[str, int]:
+        data = tensor.detach().float().numpy().astype("<f4").tobytes()
+        return {"constant": self._numbers.setdefault((data, tuple(tensor.shape)), len(self._numbers))}
+
+    def packed(self) -> dict[str, Any]:
+        """Return the `shapes`, and the `values` in their order: little-endian float32 in base64."""
+        values = base64.b64encode(b"".join(data for data, _ in self._numbers)).decode()
+        return {"shapes": [shape for _, shape in self._numbers], "values": values}
+
+
+def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> list[dict[str, Any]]:
+    """Return what a program computes for one image, step by step. The last step gives the probabilities.
+
+    Args:
+        program: A `DigitReader` that `torch.export` has followed for uint8 images `(1, 28, 28)`.
+        constants: Receives the weights, and all else that does not depend on the image.
+
+    Returns:
+        Each step names a function of engine.js, its arguments, and the shape of its result. The argument
+        `{"constant": 3}` is one of `constants`. `{"step": 4}` is the result of the step 4, and -1 is the image.
+
+    Raises:
+        OutputError: engine.js can't compute an operation of the network.
+    """
+    program = program.run_decompositions()
+    inputs = program.graph_signature
+    stored = {**inputs.inputs_to_parameters, **inputs.inputs_to_buffers, **inputs.inputs_to_lifted_tensor_constants}
+    tensors = {**program.state_dict, **program.constants}
+    results: dict[fx.Node, Any] = {}  # {"step": number}, or a tensor that does not depend on the image
+    steps: list[dict[str, Any]] = []
+
+    def add_step(run: str, shape: list[int], arguments: Any) -> None:
+        results[node] = {"step": len(steps)}
+        plain = tree_map_only(Tensor, constants.add, arguments)
+        steps.append({"run": run, "shape": shape, "arguments": plain})
+
+    for node in program.graph.nodes:
+        arguments = tree_map_only(fx.Node, results.__getitem__, node.args)
+        if node.op == "placeholder":
+            results[node] = tensors[stored[node.name]] if node.name in stored else {"step": -1}
+        elif node.op == "call_function" and not _has_step(arguments):
+            results[node] = node.target(*arguments, **node.kwargs)
+        elif "getitem" in str(node.target) and node.args[1] == 0:
+            results[node] = arguments[0]  # the other results of a step serve training
+        elif node.op == "call_function" and "_assert" not in str(node.target):
+            name, result = str(node.target).removeprefix("aten."), node.meta["val"]
+            shape = list(result.shape if isinstance(result, Tensor) else result[0].shape)
+            if name == "_native_batch_norm_legit_no_training.default":
+                x, weight, bias, mean, variance, _, epsilon = arguments
+                scale = (1 if weight is None else weight) / (variance + epsilon).sqrt()
+                shift = (0 if bias is None else bias) - mean * scale
+                add_step("mul", shape, [x, scale.view(-1, *[1] * (len(shape) - 2))])
+                name, arguments = "add.Tensor", [results[node], shift.view(-1, *[1] * (len(shape) - 2))]
+            option = {"convolution.default": 6, "avg_pool2d.default": 4}.get(name, 99)  # transposed, ceil_mode
+            if name not in FUNCTIONS or node.kwargs.keys() - {"dtype"} or True in arguments[option : option + 1]:
+                raise OutputError(f"a page can't compute {name} of the network; expected an .onnx file", "output")
+            add_step(FUNCTIONS[name], shape, arguments)
+    return steps
+
+
+def _has_step(value: Any) -> bool:
+    return any(map(_has_step, value)) if isinstance(value, list | tuple) else isinstance(value, dict)
