@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from mnist_lightning.console import Parser
 from mnist_lightning.errors import OutputError, first_cause, in_a_line
 from mnist_lightning.files import written_whole
+from mnist_lightning.use.page.document import document
 from mnist_lightning.use.reader import DigitReader
 
 IMAGES = {"dtype": "uint8", "shape": ["N", 28, 28], "values": "0..255, ink is 255 and background is 0, as in MNIST"}
@@ -31,7 +32,10 @@ def export(args: list[str]) -> None:
     """
     parser = Parser("export", "Write a network to a file that works without this project.")
     parser.add_argument(
-        "output", metavar="FILE", type=Path, help=".pth for the tutorial's code, .onnx for ONNX, .pt2 for torch.export."
+        "output",
+        metavar="FILE",
+        type=Path,
+        help=".pth for the tutorial's code, .html for a page to draw on, .onnx, or .pt2 for torch.export.",
     )
     parser.add_argument(
         "--ckpt_path", default="best", help="The network: best, last, a run folder, version_N or a file. Default: best"
@@ -40,15 +44,20 @@ def export(args: list[str]) -> None:
     options = parser.parse_args(args)
     description = options.output.with_name(f"{options.output.name}.json")
     parser.check_output(options.output, "FILE", FORMATS, options.overwrite)
-    parser.check_output(description, "the description of FILE", [".json"], options.overwrite)
+    is_page = options.output.suffix.lower() == ".html"  # a page describes itself
+    if not is_page:
+        parser.check_output(description, "the description of FILE", [".json"], options.overwrite)
     reader = DigitReader.load(options.ckpt_path)
     content, interface = FORMATS[options.output.suffix.lower()](reader)
     with written_whole(options.output, "output") as partial:
         partial.write_bytes(content)
+    print(f"Checkpoint: {reader.source['checkpoint']}")
+    if is_page:
+        print(f"Written:    {options.output}, to open in a browser")
+        return
     with written_whole(description, "output") as partial:
         text = json.dumps({"file": options.output.name, **interface, **reader.source}, indent=1)
         partial.write_text(text + "\n", encoding="utf-8")
-    print(f"Checkpoint: {reader.source['checkpoint']}")
     print(f"Written:    {options.output}, described in {description}")
 
 
@@ -87,6 +96,12 @@ def _onnx(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
         ) from error
     assert program is not None  # it is None only if a file is named
     return program.model_proto.SerializeToString(), {"format": "ONNX", **INTERFACE}
+
+
+def _page(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
+    _traced(reader)  # says why, if torch can't follow the network
+    with _quiet():
+        return document(reader), {}
 
 
 def _traced(reader: DigitReader) -> torch.export.ExportedProgram:
@@ -139,4 +154,5 @@ FORMATS: dict[str, Callable[[DigitReader], tuple[bytes, dict[str, Any]]]] = {
     ".pth": _state_dict,
     ".onnx": _onnx,
     ".pt2": _program,
+    ".html": _page,
 }
