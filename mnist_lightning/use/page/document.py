@@ -44,7 +44,7 @@ def document(reader: DigitReader) -> bytes:
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",
         "style": style,
         "script": script,
-        "worker": "".join(map(_source, ("engine.js", "ink.js", "worker.js"))),
+        "worker": "".join(map(_source, ("engine.js", "planes.js", "ink.js", "worker.js"))),
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # no text in it can end its element
     }
     return Template(_source("page.html")).substitute(parts).encode()

@@ -1,0 +1,65 @@
+// Planes of pixels: {height, width, data}, with one number for each pixel, row by row.
+
+import { sum } from "./engine.js";
+
+export const plane = (height, width, compute) => {
+  const data = new Float32Array(height * width);
+  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) data[i] = compute(i, y, x);
+  return { height, width, data };
+};
+export const mapped = ({ height, width, data }, compute) => plane(height, width, (i) => compute(data[i], i));
+export const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+export const quantile = (values, share) => Float64Array.from(values).sort()[Math.trunc(share * (values.length - 1))];
+export const roundHalfToEven = (value) => Math.round(value) - (value % 1 === 0.5 && Math.round(value) % 2);
+
+// Scales a plane as Pillow and torch do. Each filter gives the weight of a pixel by its distance.
+export function resized(source, height, width, filter, reach, finish) {
+  const along = (length, size, value) => {
+    const scale = length / size;
+    const wide = Math.max(scale, filter === box ? scale : 1);
+    return Array.from({ length: size }, (_, place) => {
+      const centre = (place + 0.5) * scale;
+      const first = Math.max(0, Math.trunc(centre - reach * wide + 0.5));
+      const end = Math.min(length, Math.trunc(centre + reach * wide + 0.5));
+      const weights = Array.from({ length: end - first }, (__, i) => filter((first + i - centre + 0.5) / wide));
+      const total = sum(weights);
+      return (at) => finish(weights.reduce((result, weight, i) => result + (weight / total) * value(first + i, at), 0));
+    });
+  };
+  const columns = along(source.width, width, (x, y) => source.data[y * source.width + x]);
+  const narrow = plane(source.height, width, (_, y, x) => columns[x](y));
+  const rows = along(source.height, height, (y, x) => narrow.data[y * width + x]);
+  return plane(height, width, (_, y, x) => rows[y](x));
+}
+export const box = (distance) => (distance > -0.5 && distance <= 0.5 ? 1 : 0);
+export const triangle = (distance) => Math.max(0, 1 - Math.abs(distance));
+
+export function frame({ height, width, data }) {
+  const column = (x) => Array.from({ length: height }, (_, y) => data[y * width + x]);
+  return [...data.subarray(0, width), ...data.subarray(-width), ...column(0), ...column(width - 1)];
+}
+
+export function boxOf(mask) {
+  let [top, left, bottom, right] = [Infinity, Infinity, 0, 0];
+  mapped(mask, (value, i) => {
+    if (!value) return;
+    const [y, x] = [Math.floor(i / mask.width), i % mask.width];
+    [top, left, bottom, right] = [Math.min(top, y), Math.min(left, x), Math.max(bottom, y + 1), Math.max(right, x + 1)];
+  });
+  return { top, left, height: bottom - top, width: right - left };
+}
+
+export const crop = (source, { top, left, height, width }) =>
+  plane(height, width, (_, y, x) => source.data[(top + y) * source.width + left + x]);
+
+export function sumOfNine({ height, width, data }) {
+  const rows = plane(
+    height,
+    width,
+    (i, y) => data[i - (y ? width : 0)] + data[i] + data[i + (y < height - 1 ? width : 0)],
+  );
+  return mapped(
+    rows,
+    (value, i) => rows.data[i - (i % width ? 1 : 0)] + value + rows.data[i + ((i + 1) % width ? 1 : 0)],
+  );
+}
