@@ -39,7 +39,9 @@ def document(reader: DigitReader) -> bytes:
         "about": _about(reader),
     }
     script, style = _source("page.js"), _source("page.css")
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; worker-src blob:"
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; worker-src blob:; img-src data:"
+    )
     parts = {
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",
         "style": style,

@@ -8,7 +8,7 @@ const source = [`const DATA = ${element("data").textContent};`, element("worker"
 const worker = new Worker(URL.createObjectURL(new Blob(source, { type: "text/javascript" })));
 
 let strokes = [];
-let drawing = false;
+let pen = null; // the pointer that draws
 let turn = 0; // answers to an earlier turn are not shown
 let [busy, waiting] = [false, null];
 
@@ -65,12 +65,12 @@ function draw() {
 
 function changed() {
   draw();
-  if (strokes.length) ask({ pixels: context.getImageData(0, 0, pad.width, pad.height), quick: drawing, turn });
+  if (strokes.length) ask({ pixels: context.getImageData(0, 0, pad.width, pad.height), quick: pen !== null, turn });
   else show({});
 }
 
 function start() {
-  [strokes, drawing, turn, waiting] = [[], false, turn + 1, null];
+  [strokes, pen, turn, waiting] = [[], null, turn + 1, null];
   changed();
 }
 
@@ -90,18 +90,18 @@ function extend(event) {
 }
 
 pad.addEventListener("pointerdown", (event) => {
-  if (drawing || event.button) return;
+  if (pen !== null || event.button) return;
   if (!strokes.length) turn++; // a photo goes
   pad.setPointerCapture(event.pointerId);
-  drawing = true;
+  pen = event.pointerId;
   strokes.push([]);
   extend(event);
 });
-pad.addEventListener("pointermove", (event) => drawing && extend(event));
+pad.addEventListener("pointermove", (event) => event.pointerId === pen && extend(event));
 for (const end of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(end, () => {
-    if (!drawing) return;
-    drawing = false;
+  pad.addEventListener(end, ({ pointerId }) => {
+    if (pointerId !== pen) return;
+    pen = null;
     changed();
   });
 }
