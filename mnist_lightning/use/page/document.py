@@ -55,7 +55,7 @@ def document(reader: DigitReader) -> bytes:
 def _source(name: str) -> str:
     """Return a file of the page. Its modules become one script, so imports and exports go."""
     text = files(__package__).joinpath(name).read_text("utf-8")
-    return re.sub(r"^(import .*\n|export )", "", text, flags=re.MULTILINE) if name.endswith(".js") else text
+    return re.sub(r"^(import [^;]*;\n|export )", "", text, flags=re.MULTILINE) if name.endswith(".js") else text
 
 
 def _steps(reader: DigitReader, constants: Constants) -> list[dict[str, Any]]:
