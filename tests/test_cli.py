@@ -165,7 +165,8 @@ def test_a_message_is_not_lost_with_the_output(workplace: Path) -> None:
 SHORT = [f"--data.root={DATA}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=5", "--figures=false"]
 
 
-@pytest.mark.parametrize("closed", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_run_whose_reader_has_gone_trains_to_its_end(closed: str, program: Program) -> None:
     process = program("fit", *SHORT)
     stream = getattr(process, closed)

@@ -139,6 +139,7 @@ def test_a_lock_file_of_somebody_else_is_named(run: Run) -> None:
         run("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_that_is_newest_once_the_run_is_locked(
     run: Run, small_data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -319,6 +319,7 @@ def outcome(arguments: list[str], stops: list[tuple[str, str, int]]) -> Outcome:
     return Outcome()
 
 
+@pytest.mark.slow
 def test_a_noisy_run_is_the_same_after_a_kill(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,11 +117,12 @@ class Terminal:
         self.process.wait()
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("shown", "steps", "words"),
     [
         ("Epoch 0:  23%", 100, []),
-        pytest.param("epoch   1 ", 430, ["--trainer.enable_progress_bar=false"], marks=SLOW),
+        ("epoch   1 ", 430, ["--trainer.enable_progress_bar=false"]),
     ],
 )
 def test_a_run_saves_itself_when_its_terminal_closes(shown: str, steps: int, words: list[str], workplace: Path) -> None:
