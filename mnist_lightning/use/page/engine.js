@@ -7,7 +7,7 @@ const tensor = (shape, compute = () => 0) => ({
 });
 const pair = (value) => (value.length === 1 ? [value[0], value[0]] : value);
 
-// Returns which value of a smaller tensor belongs to each place of a shape.
+// For each place of a shape, returns the place of its value in a tensor that may be smaller.
 function broadcast(x, shape) {
   const added = shape.length - x.shape.length;
   const places = new Int32Array(count(shape));
@@ -19,17 +19,26 @@ function broadcast(x, shape) {
   return places;
 }
 
-const pairwise =
-  (compute) =>
-  (shape, ...pair) => {
-    const [a, b] = pair.map((x) => (typeof x === "number" ? { shape: [], data: [x] } : x));
-    const [i, j] = [broadcast(a, shape), broadcast(b, shape)];
-    return tensor(shape, (place) => compute(a.data[i[place]], b.data[j[place]]));
-  };
+const pairwise = (compute) => (shape, first, second) => {
+  const [a, b] = [first, second].map((x) => (typeof x === "number" ? { shape: [], data: [x] } : x));
+  const [i, j] = [broadcast(a, shape), broadcast(b, shape)];
+  return tensor(shape, (place) => compute(a.data[i[place]], b.data[j[place]]));
+};
 
 const pointwise = (compute) => (shape, x) => ({ shape, data: x.data.map(compute) });
 
-function convolution(shape, x, weight, bias, strides, paddings = [0], gaps = [1], ...[, , groups = 1]) {
+function convolution(
+  shape,
+  x,
+  weight,
+  bias,
+  strides,
+  paddings = [0],
+  gaps = [1],
+  transposed,
+  outputPadding,
+  groups = 1,
+) {
   const [[down, right], [top, left], [rowGap, columnGap]] = [strides, paddings, gaps].map(pair);
   const [images, outputs, height, width] = shape;
   const [, inputs, rows, columns] = weight.shape;
@@ -65,11 +74,11 @@ const pool =
     const [[height, width], [tall, wide]] = [shape.slice(-2), x.shape.slice(-2)];
     const [rowGap, columnGap] = pair(Array.isArray(options[0]) ? options[0] : [1]);
     return tensor(shape, (i) => {
-      const [y, left0] = [(Math.floor(i / width) % height) * down - top, (i % width) * right - left];
+      const [y, start] = [(Math.floor(i / width) % height) * down - top, (i % width) * right - left];
       const plane = Math.floor(i / (height * width)) * tall * wide;
       const values = [];
       for (let row = y; row < y + rows * rowGap; row += rowGap) {
-        for (let column = left0; column < left0 + columns * columnGap; column += columnGap) {
+        for (let column = start; column < start + columns * columnGap; column += columnGap) {
           const inside = row >= 0 && row < tall && column >= 0 && column < wide;
           if (inside) values.push(x.data[plane + row * wide + column]);
         }
@@ -112,8 +121,8 @@ const FUNCTIONS = {
     return result;
   },
   softmax(shape, x) {
-    // of the one image
-    const powers = x.data.map((value) => Math.exp(value - Math.max(...x.data)));
+    const most = Math.max(...x.data); // of all values: there is one image
+    const powers = x.data.map((value) => Math.exp(value - most));
     return { shape, data: powers.map((value) => value / sum(powers)) };
   },
   take(shape, x, indices) {

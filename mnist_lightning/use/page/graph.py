@@ -51,8 +51,8 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
     """Return what a program computes for one image, step by step. The last step gives the probabilities.
 
     Args:
-        program: A `DigitReader` that `torch.export` has followed for uint8 images `(1, 28, 28)`.
-        constants: Receives the weights, and all else that does not depend on the image.
+        program: The exported program of a `DigitReader`, for one image: uint8 `(1, 28, 28)`.
+        constants: All tensors that do not depend on the image are added to it.
 
     Returns:
         Each step names a function of engine.js, its arguments, and the shape of its result. The argument
@@ -68,10 +68,9 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
     results: dict[fx.Node, Any] = {}  # {"step": number}, or a tensor that does not depend on the image
     steps: list[dict[str, Any]] = []
 
-    def add_step(run: str, shape: list[int], arguments: Any) -> None:
-        results[node] = {"step": len(steps)}
-        plain = tree_map_only(Tensor, constants.add, arguments)
-        steps.append({"run": run, "shape": shape, "arguments": plain})
+    def add_step(run: str, shape: list[int], arguments: Any) -> dict[str, int]:
+        steps.append({"run": run, "shape": shape, "arguments": tree_map_only(Tensor, constants.add, arguments)})
+        return {"step": len(steps) - 1}
 
     for node in program.graph.nodes:
         arguments = tree_map_only(fx.Node, results.__getitem__, node.args)
@@ -80,21 +79,43 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
         elif node.op == "call_function" and not _has_step(arguments):
             results[node] = node.target(*arguments, **node.kwargs)
         elif "getitem" in str(node.target) and node.args[1] == 0:
-            results[node] = arguments[0]  # the other results of a step serve training
+            results[node] = arguments[0]  # the other results are used only in training
         elif node.op == "call_function" and "_assert" not in str(node.target):
             name, result = str(node.target).removeprefix("aten."), node.meta["val"]
-            shape = list(result.shape if isinstance(result, Tensor) else result[0].shape)
+            result = result if isinstance(result, Tensor) else result[0]
+            shape = list(result.shape)
             if name == "_native_batch_norm_legit_no_training.default":
                 x, weight, bias, mean, variance, _, epsilon = arguments
                 scale = (1 if weight is None else weight) / (variance + epsilon).sqrt()
                 shift = (0 if bias is None else bias) - mean * scale
-                add_step("mul", shape, [x, scale.view(-1, *[1] * (len(shape) - 2))])
-                name, arguments = "add.Tensor", [results[node], shift.view(-1, *[1] * (len(shape) - 2))]
-            option = {"convolution.default": 6, "avg_pool2d.default": 4}.get(name, 99)  # transposed, ceil_mode
-            if name not in FUNCTIONS or node.kwargs.keys() - {"dtype"} or True in arguments[option : option + 1]:
-                raise OutputError(f"a page can't compute {name} of the network; expected an .onnx file", "output")
-            add_step(FUNCTIONS[name], shape, arguments)
+                product = add_step("mul", shape, [x, scale.view(-1, *[1] * (len(shape) - 2))])
+                name, arguments = "add.Tensor", [product, shift.view(-1, *[1] * (len(shape) - 2))]
+            if node.kwargs.keys() - {"dtype"} or not _is_known(name, arguments, result):
+                raise OutputError(
+                    f"the network uses {name.partition('.')[0]}, which a page can't compute; export an .onnx file",
+                    "output",
+                )
+            results[node] = add_step(FUNCTIONS[name], shape, arguments)
     return steps
+
+
+def _is_known(name: str, arguments: Any, result: Tensor) -> bool:
+    """Return whether engine.js computes an operation, with these arguments."""
+    match name:
+        case "convolution.default":
+            return result.ndim == 4 and True not in arguments[6:7]  # not transposed
+        case "avg_pool2d.default":
+            return True not in arguments[4:5]  # no `ceil_mode`
+        case "index.Tensor":
+            lists = [index for index in arguments[1] if index is not None]
+            return [index.ndim for index in lists if isinstance(index, Tensor)] == [1] and bool((lists[0] >= 0).all())
+        case "mean.dim":
+            return bool(arguments[1])
+        case "_softmax.default":
+            return result.shape[arguments[1]] == result.numel()  # over all values
+        case "clone.default" | "squeeze.dims" | "unsqueeze.default" | "view.default":
+            return True
+    return name in FUNCTIONS and result.is_floating_point()  # arithmetic with integers would round
 
 
 def _has_step(value: Any) -> bool:
