@@ -10,6 +10,7 @@ from mnist_lightning.errors import PhotoError
 SIZE = 28  # width and height of an image, in pixels
 BOX = 20  # the longest side of a digit, in pixels
 CENTRE = 14  # the row and column of its centre of mass
+TIE = 1e-3  # decides where a symmetric digit goes whose centre lies between two pixels; rounding errors would otherwise
 COARSE_SIDE = 128  # pixels that are enough to find the background and the connected parts
 
 LEAST_CONTRAST = 0.06  # a photo with less contrast is blank; 1 is the range from black to white
@@ -189,7 +190,7 @@ def _centre(digit: Tensor) -> Tensor:
     def start(ink: Tensor) -> int:
         """Return where the digit begins along an axis, from its ink at each position."""
         centre = ink @ torch.arange(float(len(ink))) / ink.sum()
-        return min(max(round(CENTRE - centre.item()), 0), SIZE - len(ink))  # inside the image
+        return min(max(round(CENTRE - centre.item() - TIE), 0), SIZE - len(ink))  # inside the image
 
     top, left = start(small.sum(1)), start(small.sum(0))
     image = torch.zeros(SIZE, SIZE)

@@ -17,7 +17,18 @@ from mnist_lightning.use import ink, photos
 from mnist_lightning.use.page.graph import Constants, steps_of
 from mnist_lightning.use.reader import DigitReader
 
-NAMES = ("SIZE", "BOX", "CENTRE", "COARSE_SIDE", "LEAST_CONTRAST", "FAINTEST_STROKE", "PAPER_SQUARE", "SMALLEST_PART")
+# Numbers of ink.py that ink.js uses, too.
+NAMES = (
+    "SIZE",
+    "BOX",
+    "CENTRE",
+    "TIE",
+    "COARSE_SIDE",
+    "LEAST_CONTRAST",
+    "FAINTEST_STROKE",
+    "PAPER_SQUARE",
+    "SMALLEST_PART",
+)
 
 
 def document(reader: DigitReader) -> bytes:
@@ -47,13 +58,13 @@ def document(reader: DigitReader) -> bytes:
         "style": style,
         "script": script,
         "worker": "".join(map(_source, ("engine.js", "planes.js", "ink.js", "worker.js"))),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # no text in it can end its element
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # so that no text ends its element
     }
     return Template(_source("page.html")).substitute(parts).encode()
 
 
 def _source(name: str) -> str:
-    """Return a file of the page. Its modules become one script, so imports and exports go."""
+    """Return a file of the page. The modules become one script, so `import` and `export` are removed."""
     text = files(__package__).joinpath(name).read_text("utf-8")
     return re.sub(r"^(import [^;]*;\n|export )", "", text, flags=re.MULTILINE) if name.endswith(".js") else text
 

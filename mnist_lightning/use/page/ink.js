@@ -6,6 +6,8 @@ import { sumOfNine, triangle } from "./planes.js";
 
 export const INK = {}; // the numbers at the head of ink.py
 
+export class NoDigit extends Error {}
+
 // Returns the planes of red, green, blue and opacity in 0..1, at most INK.WORKING_SIDE pixels wide and high.
 function planesOf({ width, height, data }) {
   const scale = Math.min(1, INK.WORKING_SIDE / Math.max(width, height));
@@ -32,15 +34,14 @@ function cutOutTransparent(colours, opacity) {
   if (most > INK.LEAST_CONTRAST && isPaper(crop(opaque, boxOf(opaque)))) {
     const inside = sumOfNine(opaque);
     const filled = colours.map((colour) => {
-      const paper = quantile(
-        colour.data.filter((_, i) => opaque.data[i]),
-        0.5,
-      );
+      const ofPaper = colour.data.filter((_, i) => opaque.data[i]);
+      const paper = quantile(ofPaper, 0.5);
       return mapped(colour, (value, i) => (inside.data[i] > 8.5 ? value : paper));
     });
     try {
       return cutOut(ink(filled));
     } catch (error) {
+      if (!(error instanceof NoDigit)) throw error;
       const share = sum(frame(opaque)) / frame(opaque).length;
       if (share > 0.5 && share < 1) throw error;
     }
@@ -120,7 +121,8 @@ function background(colours) {
           a.map((row) => product(row, values)),
         ),
       );
-      change = Math.max(...a.map((_, k) => sum(surface.map((fitted, c) => Math.abs(fitted[k] - before[c][k])))));
+      const changes = surface.map((fitted, c) => sum(fitted.map((value, k) => Math.abs(value - before[c][k]))));
+      change = Math.max(...changes);
     }
     const share = weights.filter((weight) => weight > 0.5).length / points;
     return [surface.map(([level, ...rest], c) => [level + start[c], ...rest]), share];
@@ -162,7 +164,7 @@ function cutOut(source) {
   const noise = quantile(steps, 0.25) / 0.45 / (large ? 3 : 1);
   const smooth = large ? mapped(sumOfNine(source), (value) => value / 9) : source;
   const level = largest(smooth.data);
-  if (level < Math.max(INK.LEAST_CONTRAST, 6 * noise)) throw new Error("nothing stands out from the background");
+  if (level < Math.max(INK.LEAST_CONTRAST, 6 * noise)) throw new NoDigit("nothing stands out from the background");
   const threshold = Math.max(INK.FAINTEST_STROKE * level, 4 * noise);
   const digit = digitOf(mapped(smooth, (value) => (value > threshold ? 1 : 0)));
   const where = boxOf(digit);
@@ -213,15 +215,15 @@ function centre(digit) {
   );
   const small = resized(digit, height, width, triangle, 1, (value) => value);
   const most = largest(small.data);
+  const total = sum(small.data);
   const start = (length, position) => {
-    const total = sum(small.data);
     const middle = small.data.reduce((result, value, i) => result + value * position(i), 0) / total;
-    return Math.min(Math.max(roundHalfToEven(INK.CENTRE - middle), 0), INK.SIZE - length);
+    return Math.min(Math.max(Math.round(INK.CENTRE - middle - INK.TIE), 0), INK.SIZE - length);
   };
   const [top, left] = [start(height, (i) => Math.floor(i / width)), start(width, (i) => i % width)];
   const image = new Uint8ClampedArray(INK.SIZE ** 2);
   small.data.forEach((value, i) => {
-    image[(top + Math.floor(i / width)) * INK.SIZE + left + (i % width)] = roundHalfToEven((255 * value) / most);
+    image[(top + Math.floor(i / width)) * INK.SIZE + left + (i % width)] = (255 * value) / most; // rounded
   });
   return image;
 }

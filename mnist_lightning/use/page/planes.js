@@ -12,11 +12,12 @@ export const largest = (values) => values.reduce((most, value) => Math.max(most,
 export const quantile = (values, share) => Float64Array.from(values).sort()[Math.trunc(share * (values.length - 1))];
 export const roundHalfToEven = (value) => Math.round(value) - (value % 1 === 0.5 && Math.round(value) % 2);
 
-// Scales a plane as Pillow and torch do. Each filter gives the weight of a pixel by its distance.
+// Scales a plane as Pillow and torch do. A filter gives the weight of a pixel by its distance, which is at most `reach`.
+// `finish` rounds each value, or returns it as it is.
 export function resized(source, height, width, filter, reach, finish) {
   const along = (length, size, value) => {
     const scale = length / size;
-    const wide = Math.max(scale, filter === box ? scale : 1);
+    const wide = Math.max(scale, 1);
     return Array.from({ length: size }, (_, place) => {
       const centre = (place + 0.5) * scale;
       const first = Math.max(0, Math.trunc(centre - reach * wide + 0.5));
@@ -52,14 +53,11 @@ export function boxOf(mask) {
 export const crop = (source, { top, left, height, width }) =>
   plane(height, width, (_, y, x) => source.data[(top + y) * source.width + left + x]);
 
-export function sumOfNine({ height, width, data }) {
-  const rows = plane(
-    height,
-    width,
-    (i, y) => data[i - (y ? width : 0)] + data[i] + data[i + (y < height - 1 ? width : 0)],
-  );
-  return mapped(
-    rows,
-    (value, i) => rows.data[i - (i % width ? 1 : 0)] + value + rows.data[i + ((i + 1) % width ? 1 : 0)],
-  );
+// The sum of each pixel and its eight neighbours. Pixels at the edges count again outside of them.
+export function sumOfNine(source) {
+  const { width, data } = source;
+  const rows = mapped(source, (value, i) => (data[i - width] ?? value) + value + (data[i + width] ?? value));
+  const left = (i) => rows.data[i % width ? i - 1 : i];
+  const right = (i) => rows.data[(i + 1) % width ? i + 1 : i];
+  return mapped(rows, (value, i) => left(i) + value + right(i));
 }
