@@ -44,7 +44,7 @@ def export(args: list[str]) -> None:
     options = parser.parse_args(args)
     description = options.output.with_name(f"{options.output.name}.json")
     parser.check_output(options.output, "FILE", FORMATS, options.overwrite)
-    is_page = options.output.suffix.lower() == ".html"  # a page describes itself
+    is_page = options.output.suffix.lower() == ".html"  # needs no .json, as the page names its run
     if not is_page:
         parser.check_output(description, "the description of FILE", [".json"], options.overwrite)
     reader = DigitReader.load(options.ckpt_path)
@@ -53,7 +53,7 @@ def export(args: list[str]) -> None:
         partial.write_bytes(content)
     print(f"Checkpoint: {reader.source['checkpoint']}")
     if is_page:
-        print(f"Written:    {options.output}, to open in a browser")
+        print(f"Written:    {options.output}. Open it in a browser.")
         return
     with written_whole(description, "output") as partial:
         text = json.dumps({"file": options.output.name, **interface, **reader.source}, indent=1)
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch prints beside an error: all that it has followed so far."""
+    """Hide what torch prints beside an error: all steps up to the error."""
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):

@@ -18,6 +18,7 @@ function ask(question) {
   busy = true;
 }
 
+worker.onerror = ({ message }) => show({ problem: `The page failed: ${message}` });
 worker.onmessage = ({ data: answer }) => {
   busy = false;
   if (answer.turn === turn) show(answer);
@@ -77,6 +78,7 @@ function start() {
 function read(photo) {
   if (!photo) return;
   start();
+  show({ problem: "Reading the photo …" });
   ask({ photo, turn });
 }
 
@@ -91,29 +93,33 @@ function extend(event) {
 
 pad.addEventListener("pointerdown", (event) => {
   if (pen !== null || event.button) return;
-  if (!strokes.length) turn++; // a photo goes
+  if (!strokes.length) turn++; // removes a photo
   pad.setPointerCapture(event.pointerId);
   pen = event.pointerId;
   strokes.push([]);
   extend(event);
 });
 pad.addEventListener("pointermove", (event) => event.pointerId === pen && extend(event));
-for (const end of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(end, ({ pointerId }) => {
-    if (pointerId !== pen) return;
-    pen = null;
-    changed();
-  });
-}
+// It comes after each `pointerup` and `pointercancel`, and also if both are lost.
+pad.addEventListener("lostpointercapture", ({ pointerId }) => {
+  if (pointerId !== pen) return;
+  pen = null;
+  changed();
+});
 
-const undo = () => (strokes.length > 1 ? changed(strokes.pop()) : start());
+function undo() {
+  if (strokes.length < 2) return start();
+  strokes.pop();
+  pen = null;
+  changed();
+}
 element("undo").addEventListener("click", undo);
 element("clear").addEventListener("click", start);
 element("photo").addEventListener("change", ({ target }) => {
   read(target.files[0]);
   target.value = ""; // the same photo can be chosen again
 });
-addEventListener("keydown", (event) => (event.ctrlKey || event.metaKey) && event.key === "z" && undo());
+addEventListener("keydown", (event) => (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && undo());
 addEventListener("paste", ({ clipboardData }) => read(clipboardData.files[0]));
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {

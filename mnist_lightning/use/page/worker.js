@@ -2,36 +2,35 @@
 
 /* global DATA */
 import { compute, unpack } from "./engine.js";
-import { imageOf, INK } from "./ink.js";
+import { imageOf, INK, NoDigit } from "./ink.js";
 
 Object.assign(INK, DATA.ink);
 const CONSTANTS = unpack(DATA.constants);
-const PHOTO_SIDE = 2048; // a browser makes larger photos this small, as phones can't give all their pixels
+const PHOTO_SIDE = 2048; // larger photos are made this small: a canvas on a phone can't hold more
 
 async function pixelsOf(photo) {
-  const bitmap = await createImageBitmap(photo); // turned as its EXIF tag says
+  const bitmap = await createImageBitmap(photo, { colorSpaceConversion: "none" }); // turned as its EXIF tag says
   const scale = Math.min(1, PHOTO_SIDE / Math.max(bitmap.width, bitmap.height));
   const [width, height] = [bitmap.width, bitmap.height].map((length) => Math.max(1, Math.round(length * scale)));
-  const context = new OffscreenCanvas(width, height).getContext("2d");
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, width, height);
-  return { pixels: context.getImageData(0, 0, width, height), bitmap };
+  bitmap.close();
+  return { pixels: context.getImageData(0, 0, width, height), bitmap: context.canvas.transferToImageBitmap() };
 }
 
-onmessage = async ({ data: { photo, pixels, quick, turn } }) => {
+onmessage = async ({ data: { photo, turn, quick, ...question } }) => {
   const answer = { turn, quick };
-  try {
-    if (photo) Object.assign(answer, await pixelsOf(photo));
-  } catch {
+  const unreadable = () => {
     answer.problem = `${photo.name} can't be read; expected a picture: PNG, JPEG, WebP, GIF, BMP or AVIF`;
-  }
+  };
   try {
-    if (!answer.problem) answer.image = imageOf(answer.pixels ?? pixels);
+    const { pixels, bitmap } = photo ? ((await pixelsOf(photo).catch(unreadable)) ?? {}) : question;
+    answer.bitmap = bitmap;
+    if (pixels) answer.image = imageOf(pixels);
+    if (pixels) answer.probabilities = compute(quick ? DATA.quick : DATA.steps, CONSTANTS, answer.image).at(-1).data;
   } catch (error) {
-    answer.problem = `No digit: ${error.message}`;
+    answer.problem = error instanceof NoDigit ? `No digit: ${error.message}` : `The page failed: ${error}`;
   }
-  if (answer.image)
-    answer.probabilities = compute(quick ? DATA.quick : DATA.steps, CONSTANTS, answer.image).at(-1).data;
-  delete answer.pixels;
-  postMessage(answer);
+  postMessage(answer, answer.bitmap ? [answer.bitmap] : []);
 };
