@@ -1,6 +1,6 @@
 """Damaged and invented files: every reader ends in an answer or in a message of one or two lines.
 
-Inputs follow from a fixed seed. A slow test reads at least 2,000, and the same test reads a few dozen by default.
+Each test reads a few dozen inputs, or 2,000 as a slow test. The inputs follow from a fixed seed.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def fuzz(few: int) -> pytest.MarkDecorator:
 
 @pytest.fixture(autouse=True)
 def the_same_inputs_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep Hypothesis from its folder in the project, and from the constants of the modules that happen to be loaded.
+    """Let Hypothesis write to a temporary folder, and ignore the constants of the modules that happen to be loaded.
 
     It has no setting for these constants. They would make the inputs depend on the other tests of the same run.
     """

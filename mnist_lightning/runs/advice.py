@@ -36,7 +36,7 @@ def after_divergence(error: Diverged, cli: RunCLI) -> str:
     if writer is None:
         return f"{error}; try a smaller one"
     best, last = writer.path("best"), writer.path("last")
-    if best.exists() or writer.saved_step < error.step:  # a finite loss came after `last`
+    if best.exists() or writer.saved_step < error.step:  # `last` is older than the first bad step
         what, origin, path = "Continue", "--ckpt_path", best if best.exists() else last
     else:
         what, origin = "No checkpoint is good. Start again", "--config"
@@ -51,7 +51,7 @@ def after_divergence(error: Diverged, cli: RunCLI) -> str:
 
 
 def after_training(cli: RunCLI) -> str:
-    """Return the result of a run, and commands that use it. Empty without a checkpoint, as after no step."""
+    """Return the result of a run, and commands that use it. Empty if there is no checkpoint."""
     writer = _writer(cli)
     if writer is None or not writer.path("last").exists():
         return ""

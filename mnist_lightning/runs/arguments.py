@@ -133,7 +133,7 @@ class RunParser(LightningArgumentParser):
         self.exit(2, usage_error(self.prog, message, [*flags, OPTIMIZER]))
 
     def format_help(self, formatter: Any = None) -> str:
-        """Return a help of the flags that people use. jsonargparse's has more than a thousand lines (PL#20591)."""
+        """Return the help for the flags that people use. jsonargparse's has more than a thousand lines (PL#20591)."""
         actions = {action.dest: action for action in self._actions}
         lines = [f"usage: {self.prog} [FLAGS]", "", *textwrap.wrap(self.description or "", WIDTH), ""]
         for group, names in self.shown.items():

@@ -39,9 +39,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(text: str) -> Any:
-    """Parse YAML as jsonargparse does, and refuse what PyYAML would take without a word.
+    """Parse YAML as jsonargparse does, and refuse what PyYAML accepts silently.
 
-    PyYAML keeps the last of repeated keys. It follows aliases, and nine lines of them are a billion values.
+    PyYAML keeps the last of repeated keys. It follows aliases, and nine lines of aliases can make a billion values.
 
     Raises:
         yaml.YAMLError: The text is not YAML, a key is repeated, or there are too many values.

@@ -18,7 +18,7 @@ class Diverged(UserError):
 
     Args:
         message: What is not finite, at which step, and with which learning rate.
-        step: The step, or the first of the steps at which it can have happened.
+        step: The step. If several are possible, the first of them.
         trained: Whether this process had done a step before.
     """
 
@@ -29,7 +29,7 @@ class Diverged(UserError):
 
 
 class Divergence(Callback):
-    """Stops all processes of a run when the loss of one is NaN or infinite, or the loss of a validation.
+    """Stops all processes of a run when a training or validation loss of one of them is NaN or infinite.
 
     Args:
         stop: If it is False, the run goes on after a warning.
@@ -49,7 +49,7 @@ class Divergence(Callback):
         self._note_step(trainer)
 
     def _note_step(self, trainer: Trainer) -> None:
-        # Before the step: its end counts it, and moves the schedule.
+        # Read before the step: its end raises the counter, and may change the rate.
         self._step, self._lr = trainer.global_step, float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
@@ -69,7 +69,7 @@ class Divergence(Callback):
             self._check(trainer, pl_module, "val/loss is", trainer.callback_metrics.get("val/loss", 0.0))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # No later loss would show what the last step did.
+        # No loss is computed after the last step, so check the weights.
         weights = 0.0 if checkpoint.not_finite(pl_module) is None else math.nan
         self._check(trainer, pl_module, "the weights are", weights)
 

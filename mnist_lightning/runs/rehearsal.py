@@ -1,4 +1,4 @@
-"""What `fit` and `validate` check before anything is written: a mistake should not wait for the first step or epoch."""
+"""What `fit` and `validate` check before they write anything, so that mistakes are reported before the first step."""
 
 import copy
 import difflib
@@ -66,7 +66,7 @@ def _try_step(model: DigitClassifier, device: torch.device) -> None:
         network.train()
         optimizer = model.optimizer(network.parameters())
         if isinstance(optimizer, torch.optim.LBFGS):
-            # Tried with the closure that it needs: on batches of 128 images, the loss is NaN after 30 steps.
+            # We tried it with the closure that it needs: on batches of 128 images, the loss is NaN after 30 steps.
             raise SettingError("optimizer", "LBFGS", "one for batches, such as SGD or Adam: LBFGS diverges on batches")
         loss = F.cross_entropy(logits_of(network, images), torch.arange(3, device=device))
         with named_errors():
@@ -78,7 +78,7 @@ def _try_step(model: DigitClassifier, device: torch.device) -> None:
 
 
 def _check_monitors(trainer: Trainer, schedule: Mapping[str, Any] | None, lr_interval: str) -> None:
-    """Make sure that each metric exists that a callback or the schedule follows."""
+    """Make sure that callbacks and the schedule follow metrics that exist."""
     callbacks: Iterable[Any] = trainer.callbacks  # type: ignore[attr-defined]
     ours = ("lightning.", "mnist_lightning.")
     if not all(type(callback).__module__.startswith(ours) for callback in callbacks):
@@ -112,7 +112,7 @@ def check_split(val_size: int, trained: Any) -> None:
 
     Args:
         val_size: The number of validation images that is asked for.
-        trained: The number that was kept from training, None if the checkpoint does not say.
+        trained: `val_size` in training, None if the checkpoint does not say.
 
     Raises:
         SettingError: Some of the validation images were trained on.

@@ -34,8 +34,8 @@ class ExactResume(Callback):
     - new settings of the optimizer and the schedule, which Lightning overwrites with the checkpoint's
     - the right counters for a checkpoint that is written between two steps
 
-    Everything random in a step then follows from seed, epoch, batch and rank. If your own
-    data module draws random numbers, seed them as `MNISTDataModule._generator` does: its hooks run earlier.
+    Everything random in a step then follows from seed, epoch, batch and rank. If your own data module draws random
+    numbers, seed them as `MNISTDataModule._generator` does: the hooks of a data module run before this callback.
 
     Attributes:
         unproven: Whether a checkpoint was restored, and no training step has succeeded since.
@@ -52,7 +52,8 @@ class ExactResume(Callback):
         """Restore position, accuracy and settings.
 
         Raises:
-            CheckpointError: The checkpoint lies within an epoch whose order would differ here, or is damaged.
+            CheckpointError: The checkpoint is damaged, or lies within an epoch whose images this run would order
+                differently.
         """
         # Lightning calls `on_load_checkpoint` only if the checkpoint has states of callbacks. It restores the optimizer
         # from this object, after this hook.
@@ -176,7 +177,7 @@ def _order(trainer: Trainer) -> dict[str, Any]:
 
 def _batches_done(trainer: Trainer) -> int:
     """Return how many batches of the current epoch are done, 0 at its end."""
-    # Lightning's count. A count of our own would be one too high after an exception in a training step.
+    # Use Lightning's count: our own would be one too high after an exception in a training step.
     loop: Any = trainer.fit_loop
     done = loop.epoch_loop.batch_progress.current.processed
     epochs = loop.epoch_progress.current

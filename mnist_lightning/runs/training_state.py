@@ -1,4 +1,4 @@
-"""The state of a training in a checkpoint, checked because torch and Lightning copy it as it is."""
+"""Checks the counters, optimizers and schedules in a checkpoint. torch and Lightning load them unchecked."""
 
 from typing import Any
 
@@ -41,9 +41,9 @@ def _check_types(found: Any, new: Any, name: str) -> None:
 
 
 def _check_momentum(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Give the momentum in a checkpoint the layout in memory of its parameter.
+    """Check the shape of the momentum, and store it in the memory layout of its parameter.
 
-    torch's fused step relies on this layout without a check. It would read and write anywhere in memory.
+    torch's fused step does not check the layout. With another layout, it reads and writes outside of the tensor.
 
     Raises:
         CheckpointError: The momentum has another shape than its parameter.
