@@ -23,7 +23,7 @@ BATCH = 500  # images that the network reads at a time
 LARGEST = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What was read in one image.
 
@@ -44,6 +44,13 @@ class Prediction:
     second_digit: int | None = None
     second_confidence: float | None = None
     problem: str = ""
+
+    def __repr__(self) -> str:
+        """Return a line for people: a notebook shows it."""
+        if self.problem:
+            return f"<{self.file}: {self.problem}>"
+        sure = f"{self.confidence:.2%}" + (f" for {self.digit}" if self.answer == "unsure" else "")
+        return f"<{self.file}: {self.answer}, {sure}, second choice {self.second_digit} ({self.second_confidence:.2%})>"
 
 
 class DigitReader(nn.Module):

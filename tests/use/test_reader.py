@@ -17,6 +17,7 @@ from mnist_lightning.calibration import Calibration
 from mnist_lightning.cli import main
 from mnist_lightning.errors import CheckpointError
 from mnist_lightning.networks import ConvNet
+from mnist_lightning.use.reader import Prediction
 
 PHOTO = ROOT / "docs/digits/seven.png"
 
@@ -101,6 +102,14 @@ def test_a_prediction_holds_the_two_most_likely_digits(logs: Path, images: Tenso
         assert [row.confidence, row.second_confidence] == probabilities[number, :2].tolist()
         assert row.problem == ""
     assert {row.answer == "unsure" for row in predictions} == {True, False}
+
+
+def test_a_prediction_shows_itself_as_a_line() -> None:
+    """A notebook shows it."""
+    assert repr(Prediction("a.png", "7", 7, 0.9963, 9, 0.0027)) == "<a.png: 7, 99.63%, second choice 9 (0.27%)>"
+    unsure = Prediction("a.png", "unsure", 7, 0.5, 9, 0.25)
+    assert repr(unsure) == "<a.png: unsure, 50.00% for 7, second choice 9 (25.00%)>"
+    assert repr(Prediction("a.png", "", problem="is not a file")) == "<a.png: is not a file>"
 
 
 def test_a_photo_is_read_as_predict_reads_it(logs: Path) -> None:
