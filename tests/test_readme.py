@@ -1,6 +1,7 @@
 """What the documentation says: its commands, its examples, and the files and flags that it names."""
 
 import contextlib
+import json
 import re
 import shlex
 import shutil
@@ -22,7 +23,10 @@ from lightning.pytorch import Trainer
 from mnist_lightning.cli import VERBS
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/runs.md", "docs/experiments.md"]
+NOTEBOOK = "docs/tutorial.ipynb"
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+CELLS = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
+TEXT[NOTEBOOK] = "\n\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
 README = TEXT["README.md"]
 PROGRAMS = (["python", "-m", "mnist_lightning"], ["mnist-lightning"])
 MADE = {"config.yaml", "config_2.yaml", "config_3.yaml", "hparams.yaml", "my_module.py"}  # by a run, or by the reader
@@ -163,12 +167,15 @@ def test_flags_that_the_text_names_exist(workplace: Path, run: Run, capsys: pyte
     assert flags - known == set()
 
 
-def slug(heading: str) -> str:
-    """The anchor of a heading."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+def anchors(document: str) -> list[str]:
+    """The anchors of a document's headings: GitHub's, or Jupyter's in a notebook."""
+    headings = [line.lstrip("# ") for line in TEXT[document].splitlines() if line.startswith("#")]
+    if document == NOTEBOOK:
+        return [heading.replace(" ", "-") for heading in headings]
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", TEXT)
 def test_links_lead_somewhere(document: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", prose(document)):
         if target.startswith("https://"):
@@ -176,10 +183,16 @@ def test_links_lead_somewhere(document: str) -> None:
         path = (ROOT / document).parent / target if target else ROOT / document
         assert path.exists(), target
         if anchor:
-            assert anchor in [slug(line.lstrip("# ")) for line in path.read_text().splitlines() if line.startswith("#")]
+            assert anchor in anchors(str(path.resolve().relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_step_of_the_tutorial_has_a_link_to_the_notebook() -> None:
+    table = README.partition("| in the tutorial |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 14
+    assert all(re.search(rf"\| \[[\w ]+\]\({NOTEBOOK}#[\w-]+\) \|$", row) for row in table)
+
+
+@pytest.mark.parametrize("document", TEXT)
 def test_files_that_the_text_names_exist(document: str) -> None:
     places = [ROOT, ROOT / "mnist_lightning", ROOT / "configs", ROOT / "data/MNIST/raw", (ROOT / document).parent]
     named = re.findall(r"`([\w./-]+(?:\.(?:py|md|ya?ml|txt|toml|png|gz)|/))`", prose(document))
