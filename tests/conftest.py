@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from helpers import DATA, ROOT
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from mnist_lightning import archive
+from mnist_lightning import DigitReader, archive
 from mnist_lightning.cli import main
 
 
@@ -100,6 +101,49 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
         )
     return folder / "lightning_logs"
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of the fast recipe."""
+    folder = tmp_path_factory.mktemp("fast")
+    place = [f"--data.root={DATA}", f"--trainer.default_root_dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lightning"])
+        main(["fit", f"--config={ROOT / 'configs/fast.yaml'}", *place, "--figures=false"])
+    return folder / "lightning_logs/version_0/checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser of Playwright's. Its event loop ends with the module, because other tests need their own."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def reader(fast: Path) -> DigitReader:
+    """The network of the fast recipe."""
+    return DigitReader.load(fast)
+
+
+@pytest.fixture(scope="module")
+def digits_html(reader: DigitReader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the fast recipe."""
+    from browser import exported
+
+    return exported(reader, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def page(browser: Any, digits_html: Path) -> Iterator[Any]:
+    """The page of the fast recipe in a browser."""
+    from browser import opened
+
+    with opened(browser, digits_html) as page:
+        yield page
 
 
 Program = Callable[..., subprocess.Popen[str]]
