@@ -115,7 +115,7 @@ def _is_known(name: str, arguments: Any, result: Tensor) -> bool:
             return result.shape[arguments[1]] == result.numel()  # over all values
         case "clone.default" | "squeeze.dims" | "unsqueeze.default" | "view.default":
             return True
-    return name in FUNCTIONS and result.is_floating_point()  # arithmetic with integers would round
+    return name in FUNCTIONS and result.dtype == torch.float32  # other types round in another way
 
 
 def _has_step(value: Any) -> bool:

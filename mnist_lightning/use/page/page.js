@@ -78,7 +78,7 @@ function start() {
 function read(photo) {
   if (!photo) return;
   start();
-  show({ problem: "Reading the photo …" });
+  show({ problem: "Reading the photo …", quick: true });
   ask({ photo, turn });
 }
 
