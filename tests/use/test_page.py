@@ -24,7 +24,7 @@ from browser import (
     shares,
 )
 from helpers import ROOT
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FileChooser, Page, expect
 
 from mnist_lightning import DigitReader
 from mnist_lightning.networks import ConvNet
@@ -117,7 +117,7 @@ def test_a_strict_policy_stops_other_scripts_and_requests(browser: Browser, digi
     page.goto(digits_html.as_uri())
     policy = page.locator("meta[http-equiv=Content-Security-Policy]").get_attribute("content") or ""
     assert policy.startswith("default-src 'none';")
-    assert not re.search(r"unsafe|\*|https?:|data:", policy)
+    assert not re.search(r"unsafe|\*|https?:", policy.replace("img-src data:", ""))
     page.evaluate(
         """() => {
             const script = document.createElement("script");
@@ -208,6 +208,10 @@ def test_people_with_disabilities_are_served(
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:
+    choosers: list[FileChooser] = []
+    page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # before the keys: the browser needs a moment to report file dialogs
     reached = []
     for _ in range(3):
         page.keyboard.press("Tab")
@@ -217,9 +221,9 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
         )
         assert page.evaluate(outline) != "none"
     assert reached == ["undo", "clear", "photo"]
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(ROOT / "docs/digits/seven.png")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(500)
+    choosers[0].set_files(ROOT / "docs/digits/seven.png")
     assert answered(page).startswith("7\n")
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")

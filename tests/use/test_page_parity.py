@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def drawing(digit: int, side: int, chance: random.Random) -> Image.Image:
-    """Draw a digit, turned, slanted and scaled at random, black on white. Its lines are 1/30 to 1/9 of the side wide."""
+    """Draw a digit, turned, slanted and scaled at random, black on white. Its lines are 1/30 to 1/9 of the side."""
     turn, slant, size = chance.gauss(0, 0.15), chance.gauss(0, 0.15), chance.uniform(0.4, 1.2)
     right, down = chance.uniform(-0.1, 0.1), chance.uniform(-0.1, 0.1)
     width = 4 * side / chance.uniform(9, 30)
