@@ -48,6 +48,7 @@ def opened(browser: Browser, file: Path, **options: Any) -> Iterator[Page]:
     context.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("filechooser", lambda _: None)  # a later listener may miss the dialog that a key press opens
     page.goto(file.as_uri())
     yield page
     assert [url for url in requests if not url.startswith("blob:")] == [file.as_uri()]

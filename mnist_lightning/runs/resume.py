@@ -24,6 +24,8 @@ KEY = "ExactResume"  # the key of its state in a checkpoint
 class ExactResume(Callback):
     """Makes a continued run equal to an uninterrupted one, bit for bit on a CPU.
 
+    If `max_steps` or `max_time` ended the run within an epoch, the rest of that epoch is left out.
+
     The command line attaches it. In a notebook, write `Trainer(callbacks=[ExactResume()])`. It needs a
     `DigitClassifier` and an `MNISTDataModule`. Lightning alone restores weights, optimizer and counters. This callback
     adds what Lightning leaves out:

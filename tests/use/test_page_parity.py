@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def drawing(digit: int, side: int, chance: random.Random) -> Image.Image:
-    """Draw a digit, turned, slanted and scaled at random, black on white. Its lines are 1/30 to 1/9 of the side."""
+    """Draw a digit, black on white: turned, slanted and scaled at random. Lines are 1/30 to 1/9 of the side wide."""
     turn, slant, size = chance.gauss(0, 0.15), chance.gauss(0, 0.15), chance.uniform(0.4, 1.2)
     right, down = chance.uniform(-0.1, 0.1), chance.uniform(-0.1, 0.1)
     width = 4 * side / chance.uniform(9, 30)
@@ -111,7 +111,7 @@ def test_the_page_reads_pictures_as_predict_reads_them(page: Page, reader: Digit
     assert answers >= 0.999 * pictures
 
 
-def compare(page: Page, reader: DigitReader, files: Iterator[bytes], folder: Path) -> tuple[int, int, int]:
+def compare(page: Page, reader: DigitReader, files: Iterable[bytes], folder: Path) -> tuple[int, int, int]:
     """Return the number of pictures, of images that differ by at most 2 of 255, and of the same answers."""
     pictures = images = answers = 0
     for content in files:

@@ -125,14 +125,17 @@ def test_a_picture_of_any_kind_is_read_as_predict_reads_it(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("share", [1])
-def test_a_large_picture_is_read_as_predict_reads_it(
-    share: float, kind: str, page: Page, reader: DigitReader, tmp_path: Path
+@pytest.mark.parametrize(("share", "tolerance"), [(1, 4), (0.5, 255), (0.125, 255)])
+def test_a_large_picture_gets_the_answer_of_predict(
+    share: float, tolerance: int, kind: str, page: Page, reader: DigitReader, tmp_path: Path
 ) -> None:
-    """The digit takes a share of the height."""
+    """The digit takes a share of the height. Pillow and the page reduce pictures of more than 2,048 pixels differently.
+
+    So the image of a small digit may be moved by a pixel.
+    """
     picture = Image.new("L", (5_000, 4_000), 255)
     picture.paste(drawn(5, int(4_000 * share)), (600, 0))
-    check_as_predict(page, reader, as_file(picture, kind), tmp_path, tolerance=4)
+    check_as_predict(page, reader, as_file(picture, kind), tmp_path, tolerance)
 
 
 @pytest.mark.parametrize(
