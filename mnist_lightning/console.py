@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
@@ -153,6 +153,14 @@ def _proposal(flag: str, flags: list[str]) -> str | None:
     longer = [known for known in flags if known.startswith(flag)]  # --trainer.max_ep
     closest = max(flags, key=likeness)  # --epochs
     return next(iter(same + longer + [closest] * (likeness(closest) > 0.6)), None)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines of text. The cells of a column start at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def is_full_disk(error: BaseException | None) -> bool:

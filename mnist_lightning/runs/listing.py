@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mnist_lightning.console import Parser
+from mnist_lightning.console import Parser, table
 from mnist_lightning.errors import in_a_line
 from mnist_lightning.runs import folders
 
@@ -40,9 +40,7 @@ def list_runs(args: list[str]) -> None:
     cells = [list(COLUMNS)] + [
         [show(row[name]) if row[name] is not None else "" for name, show in COLUMNS.items()] for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(table(cells))
 
 
 def describe(run: Path) -> dict[str, Any]:

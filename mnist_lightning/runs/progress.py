@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_summary import ModelSummary as Summary
 from torch import Tensor
 
+from mnist_lightning import console
 from mnist_lightning.classifier import DigitClassifier
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")
@@ -90,7 +91,5 @@ class NetworkSummary(ModelSummary):
         layers = [row for row in zip(*columns, strict=True) if row[0].startswith("network.")]
         rows = [("layer", "type", "input", "output", "parameters")]
         rows += [(name.removeprefix("network."), *(str(cell) for cell in cells)) for name, *cells in layers]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(console.table(rows))
         print(f"{total_parameters:,} parameters")
