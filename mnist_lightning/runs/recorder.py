@@ -13,7 +13,13 @@ from mnist_lightning.files import remove_partial, written_whole
 from mnist_lightning.runs.folders import next_configuration, update_status
 from mnist_lightning.runs.logger import RunLogger
 
-SHOWN = ("model.", "data.", "seed_everything", "trainer.max_epochs")  # settings in TensorBoard's HPARAMS tab
+# The settings in TensorBoard's HPARAMS tab: all that change what a network learns.
+SHOWN = (
+    "model.",
+    "data.",
+    "seed_everything",
+    *(f"trainer.{name}" for name in ("max_", "accumulate_grad_batches", "gradient_clip", "precision")),
+)
 
 
 class RunRecorder(SaveConfigCallback):
