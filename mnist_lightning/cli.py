@@ -45,6 +45,11 @@ VERBS = {
         {**CHECKPOINT, **ROOT, "output": "--output", "show": "--show"},
     ),
     "export": Verb("mnist_lightning.use.export:export", "Write a network to a file for other programs.", CHECKPOINT),
+    "sweep": Verb(
+        "mnist_lightning.use.sweep.verb:sweep",
+        "Search for better settings.",
+        {**RUN, "config": "FILE", "storage": "--storage"},
+    ),
     "compare": Verb("mnist_lightning.use.compare:compare", "Compare two networks on the test images.", ROOT),
     "runs": Verb("mnist_lightning.runs.listing:list_runs", "List the runs in lightning_logs."),
 }

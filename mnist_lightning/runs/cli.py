@@ -175,8 +175,8 @@ class RunCLI(LightningCLI):
         kwargs["enable_model_summary"] = False  # `NetworkSummary` takes its place
         if config.logger in (None, True):
             # `validate` draws nothing: the curves of the run already have this result.
-            kwargs["logger"] = False if self.verb == "validate" else self._run_logger()
-        callbacks = self._callbacks(kwargs.get("logger", config.logger))
+            kwargs["logger"] = False if self.verb == "validate" else self.run_logger()
+        callbacks = self.callbacks(kwargs.get("logger", config.logger))
         if not any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.plugins)):
             kwargs["plugins"] = [*as_list(config.plugins), DurableCheckpointIO()]
         try:
@@ -188,7 +188,7 @@ class RunCLI(LightningCLI):
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, CheckpointWriter))  # type: ignore[attr-defined]
         return trainer
 
-    def _callbacks(self, logger: Any) -> list[Callback]:
+    def callbacks(self, logger: Any) -> list[Callback]:
         """Return the user's callbacks, and ours that the user does not replace."""
         config, callbacks = self.config_init.trainer, as_list(self.config_init.trainer.callbacks)
 
@@ -213,7 +213,7 @@ class RunCLI(LightningCLI):
                     add(self.config_init.checkpoint, CheckpointWriter)
         return callbacks
 
-    def _run_logger(self) -> RunLogger:
+    def run_logger(self) -> RunLogger:
         """Return the logger of a new run, of the run that continues, or of the run that is tested."""
         run = self.start.run if self.start else None
         folder = run or self.logs

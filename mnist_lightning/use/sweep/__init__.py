@@ -1,0 +1,1 @@
+"""The verb `sweep`: searches for better settings with Optuna. It needs the extra `sweep`."""

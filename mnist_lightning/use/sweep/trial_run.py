@@ -1,0 +1,111 @@
+"""`TrialRun`: a run of a sweep. It is `fit` without output, and stops if its `val/acc` is hopeless."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mnist_lightning.errors import ConfigurationError, UserError
+from mnist_lightning.runs import folders
+from mnist_lightning.runs.cli import RunCLI
+from mnist_lightning.runs.figures import Figures
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.progress import Bar, EpochLines, NetworkSummary
+from mnist_lightning.runs.verbs import errors_of_lightning
+from mnist_lightning.use.sweep.search import Search
+
+IsHopeless = Callable[[float], bool]
+
+
+class Scores(Callback):
+    """Keeps the best `val/acc` of a run, and stops a hopeless run.
+
+    Args:
+        is_hopeless: Receives each `val/acc`, and returns whether the run should stop.
+    """
+
+    def __init__(self, is_hopeless: IsHopeless) -> None:
+        self.is_hopeless, self.best, self.stopped = is_hopeless, 0.0, False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = trainer.callback_metrics["val/acc"].item()
+        self.best, hopeless = max(self.best, score), self.is_hopeless(score)
+        if hopeless and trainer.global_step < trainer.estimated_stepping_batches:
+            self.stopped = trainer.should_stop = True  # the run ends as any other, so its curves are complete
+
+
+class TrialRun(RunCLI):
+    """A run without output and figures.
+
+    Args:
+        base: The configuration.
+        settings: Flags of `fit` without dashes. They replace settings of the configuration.
+        folder: The folder of the run.
+        is_hopeless: As in `Scores`.
+
+    Raises:
+        UserError: The settings can't be used.
+    """
+
+    def __init__(
+        self, base: Path, settings: dict[str, Any], folder: Path, is_hopeless: IsHopeless = lambda score: False
+    ) -> None:
+        self.folder, self.scores = folder, Scores(is_hopeless)
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                super().__init__("fit", [f"--config={base}", *(f"--{key}={text}" for key, text in texts.items())])
+        except SystemExit as error:
+            if error.code != 2:  # a signal
+                raise
+            raise UserError(said.getvalue().partition("error: ")[2].partition("\nSee ")[0]) from error
+
+    def train(self) -> None:
+        """Train, and keep the best checkpoint alone.
+
+        Raises:
+            UserError: The run can't be trained, or it has diverged.
+        """
+        with errors_of_lightning(self.trainer):
+            self.trainer.fit(self.model, self.datamodule)
+        (self.folder / "checkpoints/last.ckpt").unlink(missing_ok=True)
+
+    def run_logger(self) -> RunLogger:
+        return RunLogger(self.folder.parent, folders.version(self.folder))
+
+    def callbacks(self, logger: Any) -> list[Callback]:
+        output = (Bar, EpochLines, Figures, NetworkSummary)
+        return [*(one for one in super().callbacks(logger) if not isinstance(one, output)), self.scores]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return super().instantiate_trainer(enable_progress_bar=False, **kwargs)
+
+
+def check(search: Search, path: Path) -> dict[str, Any]:
+    """Try values of each range with the parser and the classes of `fit`. This takes 0.1 s for each value.
+
+    Returns:
+        The settings of the base that lie in their ranges.
+
+    Raises:
+        ConfigurationError: A value can't be used. The message names the key.
+    """
+    settings: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    probes = [("base", search.base)] + [(key, value) for key in search.search for value in search.probes(key)[::-1]]
+    for key, value in probes:  # the last value of a key stays, while other keys are tried
+        settings |= {key: value} if key in search.search else {}
+        try:
+            run = TrialRun(search.base, settings, Path("version_0"))
+        except UserError as error:
+            raise ConfigurationError(f"{path}: {key} is {value}: {error}") from error
+        own = own or search.own_settings(run.config)
+    logger, limit, size = run.trainer.logger, run.trainer.limit_val_batches, run.trainer.world_size
+    if run.start or not isinstance(logger, RunLogger) or not limit or size > 1:
+        expected = "a new run on one device, with validation images and the usual logger"
+        raise ConfigurationError(f"{path}: base is {search.base}; expected {expected}")
+    return own
