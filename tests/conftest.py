@@ -74,7 +74,7 @@ def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
 
     def run(verb: str, *args: str) -> None:
-        quick = [] if verb in ("export", "runs") else [f"--data.root={small_data}"]
+        quick = [] if verb in ("export", "runs", "sweep") else [f"--data.root={small_data}"]
         if verb in ("fit", "validate", "test") and not any(arg.startswith("--ckpt_path") for arg in args):
             quick += ["--trainer.log_every_n_steps=1"]
             if verb == "fit":

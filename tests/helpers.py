@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -88,6 +89,22 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_sweep(
+    root: str, search: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **keys: Any
+) -> None:
+    """Write `sweep.yaml`, and the configuration that it improves, for images in a folder."""
+    base = {
+        "data": {"root": root, "val_size": 100},
+        "trainer": {"max_epochs": 2, "log_every_n_steps": 1} | (trainer or {}),
+    }
+    search = search or {
+        "model.optimizer.init_args.lr": {"log_float": [0.001, 1]},
+        "data.batch_size": {"choice": [32, 64]},
+    }
+    Path("base.yaml").write_text(yaml.safe_dump(base))
+    Path("sweep.yaml").write_text(yaml.safe_dump({"base": "base.yaml", "search": search, **keys}))
 
 
 class Net(nn.Module):

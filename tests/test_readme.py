@@ -17,19 +17,34 @@ import pytest
 import torch
 import yaml
 from conftest import Run
-from helpers import ROOT
+from helpers import ROOT, write_sweep
 from lightning.pytorch import Trainer
 
 from mnist_lightning.cli import VERBS
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/runs.md", "docs/experiments.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "data/README.md",
+    "docs/runs.md",
+    "docs/sweep.md",
+    "docs/experiments.md",
+]
 NOTEBOOK = "docs/tutorial.ipynb"
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 CELLS = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
 TEXT[NOTEBOOK] = "\n\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
 README = TEXT["README.md"]
 PROGRAMS = (["python", "-m", "mnist_lightning"], ["mnist-lightning"])
-MADE = {"config.yaml", "config_2.yaml", "config_3.yaml", "hparams.yaml", "my_module.py"}  # by a run, or by the reader
+MADE = {
+    "config.yaml",
+    "config_2.yaml",
+    "config_3.yaml",
+    "hparams.yaml",
+    "my_module.py",
+    "best.yaml",
+}  # by a run, or by the reader
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -95,6 +110,11 @@ def type_in(words: list[str], run: Run) -> None:
             return
         if devices > 1:  # starts more processes, as tests/runs/test_distributed.py does
             return
+    if verb == "sweep":
+        write_sweep(str(Path("../small_data").resolve()))
+        if "--workers" in arguments or "--storage" in arguments:  # as tests/use/test_sweep.py does
+            return
+        arguments[0] = "sweep.yaml"
     if "WandbLogger" in arguments:  # another package, which needs a network
         with pytest.raises(SystemExit, match=r"^0$"):
             run(verb, *arguments, "--print_config")
