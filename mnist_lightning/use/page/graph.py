@@ -12,6 +12,7 @@ from mnist_lightning.errors import OutputError
 # torch's operations, and the functions of engine.js that compute the same.
 FUNCTIONS = {
     "_softmax.default": "softmax",
+    "_to_copy.default": "reshape",
     "add.Tensor": "add",
     "addmm.default": "addmm",
     "avg_pool2d.default": "averagePool",
@@ -27,7 +28,7 @@ FUNCTIONS = {
     "sub.Tensor": "sub",
     "tanh.default": "tanh",
 }
-SAME_VALUES = ("_to_copy.default", "clone.default", "squeeze.dims", "unsqueeze.default", "view.default")
+SAME_VALUES = ("clone.default", "squeeze.dims", "unsqueeze.default", "view.default")
 FUNCTIONS |= dict.fromkeys(SAME_VALUES, "reshape")
 
 
@@ -113,8 +114,8 @@ def _is_known(name: str, arguments: Any, result: Tensor) -> bool:
             return bool(arguments[1])
         case "_softmax.default":
             return result.shape[arguments[1]] == result.numel()  # over all values
-        case "clone.default" | "squeeze.dims" | "unsqueeze.default" | "view.default":
-            return True
+    if name in SAME_VALUES:
+        return True
     return name in FUNCTIONS and result.dtype == torch.float32  # other types round in another way
 
 
