@@ -142,6 +142,11 @@ class DigitReader(nn.Module):
         if not logits.isfinite().all():
             raise CheckpointError(f"{path} can't be used: its network gives numbers that are not finite")
 
+    @property
+    def threshold(self) -> float:
+        """The smallest confidence that gives an answer. Without a calibration, any confidence does."""
+        return self.calibration.threshold if self.calibration else 0.0
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and probabilities, both float32 `(N, 10)`, for uint8 images `(N, 28, 28)`."""
         logits = self.network(normalize(images, self.mean, self.std))
@@ -160,12 +165,11 @@ class DigitReader(nn.Module):
             files: N names.
             problems: N texts that say why there is no image, or are empty.
         """
-        threshold = self.calibration.threshold if self.calibration else 0.0
         confidences, digits = self.probabilities(images).topk(2)
         return [
             Prediction(file, "", problem=problem)
             if problem
-            else Prediction(file, str(first) if sure >= threshold else "unsure", first, sure, second, next_sure)
+            else Prediction(file, str(first) if sure >= self.threshold else "unsure", first, sure, second, next_sure)
             for file, problem, (sure, next_sure), (first, second) in zip(
                 files, problems or [""] * len(files), confidences.tolist(), digits.tolist(), strict=True
             )
