@@ -17,19 +17,6 @@ from mnist_lightning.use import ink, photos
 from mnist_lightning.use.page.graph import Constants, steps_of
 from mnist_lightning.use.reader import DigitReader
 
-# Numbers of ink.py that ink.js uses, too.
-NAMES = (
-    "SIZE",
-    "BOX",
-    "CENTRE",
-    "TIE",
-    "COARSE_SIDE",
-    "LEAST_CONTRAST",
-    "FAINTEST_STROKE",
-    "PAPER_SQUARE",
-    "SMALLEST_PART",
-)
-
 
 def document(reader: DigitReader) -> bytes:
     """Return the page of a reader.
@@ -38,15 +25,18 @@ def document(reader: DigitReader) -> bytes:
         OutputError: The page can't compute an operation of the network.
     """
     constants = Constants()
-    quick = copy.deepcopy(reader)
-    if isinstance(quick.network, ConvNet):
-        quick.network.shift = 0.0  # while a stroke goes on, one view is enough
+    quick = steps = _steps(reader, constants)
+    one_view = copy.deepcopy(reader)
+    if isinstance(one_view.network, ConvNet) and one_view.network.shift:
+        one_view.network.shift = 0.0  # while a stroke goes on, one view is enough
+        quick = _steps(one_view, constants)
+    numbers = {name: value for name, value in vars(ink).items() if name.isupper() and isinstance(value, int | float)}
     data = {
-        "steps": _steps(reader, constants),
-        "quick": _steps(quick, constants),
+        "steps": steps,
+        "quick": quick,
         "constants": constants.packed(),
-        "ink": {name: getattr(ink, name) for name in NAMES} | {"WORKING_SIDE": photos.WORKING_SIDE},
-        "threshold": reader.calibration.threshold if reader.calibration else 0,
+        "ink": numbers | {"WORKING_SIDE": photos.WORKING_SIDE},
+        "threshold": reader.threshold,
         "about": _about(reader),
     }
     script, style = _source("page.js"), _source("page.css")
