@@ -65,29 +65,26 @@ function convolution(
   return result;
 }
 
-const pool =
-  (combine) =>
-  (shape, x, kernel, strides, paddings = [0], ...options) => {
-    const [[rows, columns], [down, right], [top, left]] = [kernel, strides?.length ? strides : kernel, paddings].map(
-      pair,
-    );
-    const [[height, width], [tall, wide]] = [shape.slice(-2), x.shape.slice(-2)];
-    const [rowGap, columnGap] = pair(Array.isArray(options[0]) ? options[0] : [1]);
-    return tensor(shape, (i) => {
-      const [y, start] = [(Math.floor(i / width) % height) * down - top, (i % width) * right - left];
-      const plane = Math.floor(i / (height * width)) * tall * wide;
-      const values = [];
-      for (let row = y; row < y + rows * rowGap; row += rowGap) {
-        for (let column = start; column < start + columns * columnGap; column += columnGap) {
-          const inside = row >= 0 && row < tall && column >= 0 && column < wide;
-          if (inside) values.push(x.data[plane + row * wide + column]);
-        }
-      }
-      return combine(values, rows * columns, options);
-    });
-  };
-
 export const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+// Combines the values in each window of a tensor. Windows may reach over its edges.
+function pool(combine, shape, x, kernel, strides, paddings = [0], gaps = [1]) {
+  const [[rows, columns], [down, right]] = [kernel, strides?.length ? strides : kernel].map(pair);
+  const [[top, left], [rowGap, columnGap]] = [paddings, gaps].map(pair);
+  const [[height, width], [tall, wide]] = [shape.slice(-2), x.shape.slice(-2)];
+  return tensor(shape, (i) => {
+    const [y, start] = [(Math.floor(i / width) % height) * down - top, (i % width) * right - left];
+    const plane = Math.floor(i / (height * width)) * tall * wide;
+    const values = [];
+    for (let row = y; row < y + rows * rowGap; row += rowGap) {
+      for (let column = start; column < start + columns * columnGap; column += columnGap) {
+        const inside = row >= 0 && row < tall && column >= 0 && column < wide;
+        if (inside) values.push(x.data[plane + row * wide + column]);
+      }
+    }
+    return combine(values);
+  });
+}
 
 const FUNCTIONS = {
   convolution,
@@ -99,10 +96,11 @@ const FUNCTIONS = {
   relu: pointwise((value) => Math.max(value, 0)),
   sigmoid: pointwise((value) => 1 / (1 + Math.exp(-value))),
   tanh: pointwise(Math.tanh),
-  maxPool: pool((values) => Math.max(...values)),
-  averagePool: pool(
-    (values, size, [, counted = true, divisor]) => sum(values) / (divisor ?? (counted ? size : values.length)),
-  ),
+  maxPool: (...options) => pool((values) => Math.max(...values), ...options),
+  averagePool(shape, x, kernel, strides, paddings, _ceilMode, countPadding = true, divisor = null) {
+    const size = divisor ?? (countPadding ? count(pair(kernel)) : null);
+    return pool((values) => sum(values) / (size ?? values.length), shape, x, kernel, strides, paddings);
+  },
   addmm: (shape, bias, x, weight) => FUNCTIONS.add(shape, bias, FUNCTIONS.matmul(shape, x, weight)),
   matmul(shape, x, weight) {
     const [inputs, outputs] = weight.shape;
@@ -123,7 +121,8 @@ const FUNCTIONS = {
   softmax(shape, x) {
     const most = Math.max(...x.data); // of all values: there is one image
     const powers = x.data.map((value) => Math.exp(value - most));
-    return { shape, data: powers.map((value) => value / sum(powers)) };
+    const total = sum(powers);
+    return { shape, data: powers.map((value) => value / total) };
   },
   take(shape, x, indices) {
     const axis = indices.findIndex((index) => index);
@@ -139,10 +138,11 @@ const FUNCTIONS = {
 export function unpack({ shapes, values }) {
   const { buffer } = Uint8Array.from(atob(values), (letter) => letter.charCodeAt(0));
   let start = 0;
-  return shapes.map((shape) => ({
-    shape,
-    data: new Float32Array(buffer, (start += 4 * count(shape)) - 4 * count(shape), count(shape)),
-  }));
+  return shapes.map((shape) => {
+    const data = new Float32Array(buffer, start, count(shape));
+    start += data.byteLength;
+    return { shape, data };
+  });
 }
 
 // Returns the results of all steps for an image: 784 numbers in 0..255.
