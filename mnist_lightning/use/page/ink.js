@@ -1,8 +1,8 @@
 // Turns a picture of a digit into an image in the style of MNIST. The steps and their names are those of ink.py.
 
 import { sum } from "./engine.js";
-import { box, boxOf, crop, frame, largest, mapped, plane, quantile, resized, roundHalfToEven } from "./planes.js";
-import { sumOfNine, triangle } from "./planes.js";
+import { box, boxOf, crop, frame, largest, mapped, plane, quantile, resized } from "./planes.js";
+import { roundHalfToEven, sizeWithin, sumOfNine, triangle } from "./planes.js";
 
 export const INK = {}; // the numbers at the head of ink.py
 
@@ -10,11 +10,11 @@ export class NoDigit extends Error {}
 
 // Returns the planes of red, green, blue and opacity in 0..1, at most INK.WORKING_SIDE pixels wide and high.
 function planesOf({ width, height, data }) {
-  const scale = Math.min(1, INK.WORKING_SIDE / Math.max(width, height));
-  const [tall, wide] = [height, width].map((length) => Math.max(1, Math.round(length * scale)));
+  const [wide, tall] = sizeWithin(INK.WORKING_SIDE, width, height);
   return [0, 1, 2, 3].map((channel) => {
     const whole = plane(height, width, (i) => data[4 * i + channel]);
-    return mapped(scale < 1 ? resized(whole, tall, wide, box, 0.5, Math.round) : whole, (value) => value / 255);
+    const small = tall * wide < height * width ? resized(whole, tall, wide, box, 0.5, Math.round) : whole;
+    return mapped(small, (value) => value / 255);
   });
 }
 

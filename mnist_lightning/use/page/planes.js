@@ -35,6 +35,12 @@ export function resized(source, height, width, filter, reach, finish) {
 export const box = (distance) => (distance > -0.5 && distance <= 0.5 ? 1 : 0);
 export const triangle = (distance) => Math.max(0, 1 - Math.abs(distance));
 
+// Returns a width and a height of at most `side` pixels, in the same proportion.
+export function sizeWithin(side, width, height) {
+  const scale = Math.min(1, side / Math.max(width, height));
+  return [width, height].map((length) => Math.max(1, Math.round(length * scale)));
+}
+
 export function frame({ height, width, data }) {
   const column = (x) => Array.from({ length: height }, (_, y) => data[y * width + x]);
   return [...data.subarray(0, width), ...data.subarray(-width), ...column(0), ...column(width - 1)];

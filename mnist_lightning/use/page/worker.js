@@ -3,6 +3,7 @@
 /* global DATA */
 import { compute, unpack } from "./engine.js";
 import { imageOf, INK, NoDigit } from "./ink.js";
+import { sizeWithin } from "./planes.js";
 
 Object.assign(INK, DATA.ink);
 const CONSTANTS = unpack(DATA.constants);
@@ -10,8 +11,7 @@ const PHOTO_SIDE = 2048; // larger photos are made this small: a canvas on a pho
 
 async function pixelsOf(photo) {
   const bitmap = await createImageBitmap(photo, { colorSpaceConversion: "none" }); // turned as its EXIF tag says
-  const scale = Math.min(1, PHOTO_SIDE / Math.max(bitmap.width, bitmap.height));
-  const [width, height] = [bitmap.width, bitmap.height].map((length) => Math.max(1, Math.round(length * scale)));
+  const [width, height] = sizeWithin(PHOTO_SIDE, bitmap.width, bitmap.height);
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, width, height);
