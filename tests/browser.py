@@ -13,7 +13,9 @@ from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 from torch import Tensor
 
 from mnist_lightning import DigitReader
+from mnist_lightning.use import photos
 from mnist_lightning.use.export import FORMATS
+from mnist_lightning.use.reader import Prediction
 
 INITIAL = "Draw one digit, 0 to 9."
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 720}}
@@ -76,17 +78,22 @@ STROKES: list[list[Stroke]] = [
 ]
 
 
-def draw(page: Page, strokes: list[Stroke], finger: CDPSession | None = None) -> None:
-    """Draw on the pad, with the mouse or with a finger. Wait for the answer to each stroke."""
+def on_pad(page: Page, stroke: Stroke) -> list[tuple[float, float]]:
+    """Return where the points of a stroke lie in the window, in pixels."""
     pad = page.locator("#pad").bounding_box()
     assert pad
+    return [(pad["x"] + x * pad["width"], pad["y"] + y * pad["height"]) for x, y in stroke]
+
+
+def draw(page: Page, strokes: list[Stroke], finger: CDPSession | None = None) -> None:
+    """Draw on the pad, with the mouse or with a finger. Wait for the answer to each stroke."""
 
     def touch(kind: str, *points: tuple[float, float]) -> None:
         assert finger
         finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]})
 
     for stroke in strokes:
-        start, *others = [(pad["x"] + x * pad["width"], pad["y"] + y * pad["height"]) for x, y in stroke]
+        start, *others = on_pad(page, stroke)
         if finger:
             touch("touchStart", start)
         else:
@@ -150,6 +157,19 @@ def image(page: Page) -> Tensor:
     """Return the image that the page shows, uint8 `(28, 28)`."""
     script = "() => [...document.getElementById('image').getContext('2d').getImageData(0, 0, 28, 28).data]"
     return torch.tensor(page.evaluate(script), dtype=torch.uint8).view(28, 28, 4)[..., 0]
+
+
+def difference(page: Page, photo: Path) -> int:
+    """Return how much the image that the page shows differs from that of `predict`: 0..255, at the worst pixel."""
+    return int((image(page).int() - photos.prepare(photo).int()).abs().max())
+
+
+def is_same(text: str, found: Prediction) -> bool:
+    """Return whether the page's answer says the same as a prediction."""
+    if found.problem:
+        return text == f"No digit: {found.problem}"
+    start = f"unsure\nperhaps {found.digit}, " if found.answer == "unsure" else f"{found.digit}\n"
+    return text.startswith(start)
 
 
 def check_initial(page: Page) -> None:

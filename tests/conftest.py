@@ -84,34 +84,26 @@ def run(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     return run
 
 
+def fit_fast(folder: Path, *args: str) -> Path:
+    """Train with the fast recipe on the real archives, and return the folder of the run."""
+    place = [f"--data.root={DATA}", f"--trainer.default_root_dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mnist_lightning"])
+        main(["fit", f"--config={ROOT / 'configs/fast.yaml'}", *place, *args])
+    return folder / "lightning_logs/version_0"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The logs of a run that reads digits: half an epoch of the fast recipe on the real archives."""
-    folder = tmp_path_factory.mktemp("trained")
     quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=400", "--trainer.enable_progress_bar=false"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mnist_lightning"])
-        main(
-            [
-                "fit",
-                f"--config={ROOT / 'configs/fast.yaml'}",
-                f"--data.root={DATA}",
-                *quick,
-                f"--trainer.default_root_dir={folder}",
-            ]
-        )
-    return folder / "lightning_logs"
+    return fit_fast(tmp_path_factory.mktemp("trained"), *quick).parent
 
 
 @pytest.fixture(scope="session")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best checkpoint of the fast recipe."""
-    folder = tmp_path_factory.mktemp("fast")
-    place = [f"--data.root={DATA}", f"--trainer.default_root_dir={folder}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mnist_lightning"])
-        main(["fit", f"--config={ROOT / 'configs/fast.yaml'}", *place, "--figures=false"])
-    return folder / "lightning_logs/version_0/checkpoints/best.ckpt"
+    return fit_fast(tmp_path_factory.mktemp("fast"), "--figures=false") / "checkpoints/best.ckpt"
 
 
 @pytest.fixture(scope="module")

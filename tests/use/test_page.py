@@ -20,6 +20,7 @@ from browser import (
     exported,
     give,
     image,
+    on_pad,
     opened,
     shares,
 )
@@ -74,13 +75,12 @@ def test_undo_removes_the_last_stroke_and_clear_removes_all(page: Page) -> None:
 
 def test_the_answer_follows_the_stroke(page: Page) -> None:
     """The ten bars always show probabilities that sum to one."""
-    box = page.locator("#pad").bounding_box()
-    assert box
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 5)
+    start, *others = on_pad(page, [(0.5, 0.2), (0.5, 0.4), (0.5, 0.6), (0.5, 0.8)])
+    page.mouse.move(*start)
     page.mouse.down()
     images = []
-    for share in (0.4, 0.6, 0.8):
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * share, steps=5)
+    for point in others:
+        page.mouse.move(*point, steps=5)
         page.wait_for_timeout(200)
         assert answered(page, while_drawing=True).startswith(("1\n", "unsure\n"))
         assert sum(float(share.rstrip(" %")) for share in shares(page)) == pytest.approx(100, abs=0.5)
@@ -179,11 +179,10 @@ def milliseconds_of_the_longest_task(browser: Browser, file: Path) -> float:
 def test_nine_views_answer_at_the_end_of_a_stroke(browser: Browser, nine_views_html: Path) -> None:
     """While a stroke goes on, the page computes one view. The probabilities at the end are those of all."""
     with opened(browser, nine_views_html) as page:
-        box = page.locator("#pad").bounding_box()
-        assert box
-        page.mouse.move(box["x"] + 50, box["y"] + 50)
+        start, end = on_pad(page, [(0.15, 0.15), (0.6, 0.45)])
+        page.mouse.move(*start)
         page.mouse.down()
-        page.mouse.move(box["x"] + 200, box["y"] + 150, steps=4)
+        page.mouse.move(*end, steps=4)
         page.wait_for_timeout(1_500)  # until the answer to the last movement
         results = []
         for shift, while_drawing in ((0.0, True), (0.75, False)):
@@ -197,11 +196,10 @@ def test_nine_views_answer_at_the_end_of_a_stroke(browser: Browser, nine_views_h
 
 def test_an_answer_that_comes_too_late_is_not_shown(browser: Browser, nine_views_html: Path) -> None:
     with opened(browser, nine_views_html) as page:
-        box = page.locator("#pad").bounding_box()
-        assert box
-        page.mouse.move(box["x"] + 50, box["y"] + 50)
+        start, end = on_pad(page, [(0.15, 0.15), (0.6, 0.45)])
+        page.mouse.move(*start)
         page.mouse.down()
-        page.mouse.move(box["x"] + 200, box["y"] + 150)
+        page.mouse.move(*end)
         page.mouse.up()
         page.get_by_role("button", name="Clear").click()
         page.wait_for_timeout(2_000)

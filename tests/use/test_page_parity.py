@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import STROKES, answered, as_file, draw, give, image
+from browser import STROKES, answered, as_file, difference, draw, give, is_same
 from helpers import DATA, ROOT
 from PIL import Image, ImageDraw, ImageOps
 from playwright.sync_api import Page
 
 from mnist_lightning import DigitReader, archive
-from mnist_lightning.use import photos
-from mnist_lightning.use.reader import Prediction
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -120,18 +118,11 @@ def compare(page: Page, reader: DigitReader, files: Iterable[bytes], folder: Pat
         text = give(page, "photo", content)
         found = reader.read(path)
         pictures += 1
-        images += bool(found.problem) or int((image(page).int() - photos.prepare(path).int()).abs().max()) <= 2
+        images += bool(found.problem) or difference(page, path) <= 2
         answers += is_same(text, found)
         if not is_same(text, found):
             print(text.split("\n"), found)
     return pictures, images, answers
-
-
-def is_same(text: str, found: Prediction) -> bool:
-    if found.problem:
-        return text == f"No digit: {found.problem}"
-    start = f"unsure\nperhaps {found.digit}, " if found.answer == "unsure" else f"{found.digit}\n"
-    return text.startswith(start)
 
 
 @pytest.mark.parametrize("digit", range(10))
@@ -140,4 +131,4 @@ def test_a_drawing_is_prepared_as_its_picture_would_be(digit: int, page: Page, t
     values = page.evaluate("() => [...pad.getContext('2d').getImageData(0, 0, 256, 256).data]")
     Image.fromarray(np.array(values, np.uint8).reshape(256, 256, 4)).save(tmp_path / "pad.png")
     assert answered(page).startswith(f"{digit}\n")
-    assert (image(page).int() - photos.prepare(tmp_path / "pad.png").int()).abs().max() <= 2
+    assert difference(page, tmp_path / "pad.png") <= 2
