@@ -114,11 +114,7 @@ def table(predictions: list[Prediction]) -> str:
     """Return one line for each prediction, below a heading."""
     lines = [("file", "answer", "confidence", "second choice")]
     for row in predictions:
-        if row.problem:
-            lines.append((row.file, "-", row.problem, ""))
-        else:
-            sure = f"{row.confidence:.2%}" + (f" for {row.digit}" if row.answer == "unsure" else "")
-            lines.append((row.file, row.answer, sure, f"{row.second_digit} ({row.second_confidence:.2%})"))
+        lines.append((row.file, "-", row.problem, "") if row.problem else (row.file, row.answer, *row.choices()))
     width = max(len(file) for file, *_ in lines)
     return "\n".join(
         f"{file:{width}}  {answer:6}  {confidence:12}  {second}".rstrip() for file, answer, confidence, second in lines

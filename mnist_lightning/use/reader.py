@@ -49,8 +49,13 @@ class Prediction:
         """Return a line for people: a notebook shows it."""
         if self.problem:
             return f"<{self.file}: {self.problem}>"
+        sure, second = self.choices()
+        return f"<{self.file}: {self.answer}, {sure}, second choice {second}>"
+
+    def choices(self) -> tuple[str, str]:
+        """Return the confidence and the second choice as texts for people."""
         sure = f"{self.confidence:.2%}" + (f" for {self.digit}" if self.answer == "unsure" else "")
-        return f"<{self.file}: {self.answer}, {sure}, second choice {self.second_digit} ({self.second_confidence:.2%})>"
+        return sure, f"{self.second_digit} ({self.second_confidence:.2%})"
 
 
 class DigitReader(nn.Module):
