@@ -89,8 +89,8 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
                 x, weight, bias, mean, variance, _, epsilon = arguments
                 scale = (1 if weight is None else weight) / (variance + epsilon).sqrt()
                 shift = (0 if bias is None else bias) - mean * scale
-                product = add_step("mul", shape, [x, scale.view(-1, *[1] * (len(shape) - 2))])
-                name, arguments = "add.Tensor", [product, shift.view(-1, *[1] * (len(shape) - 2))]
+                scale, shift = (value.view(-1, *[1] * (len(shape) - 2)) for value in (scale, shift))
+                name, arguments = "add.Tensor", [add_step("mul", shape, [x, scale]), shift]
             if node.kwargs.keys() - {"dtype"} or not _is_known(name, arguments, result):
                 raise OutputError(
                     f"the network uses {name.partition('.')[0]}, which a page can't compute; export an .onnx file",

@@ -27,8 +27,10 @@ onmessage = async ({ data: { photo, turn, quick, ...question } }) => {
   try {
     const { pixels, bitmap } = photo ? ((await pixelsOf(photo).catch(unreadable)) ?? {}) : question;
     answer.bitmap = bitmap;
-    if (pixels) answer.image = imageOf(pixels);
-    if (pixels) answer.probabilities = compute(quick ? DATA.quick : DATA.steps, CONSTANTS, answer.image).at(-1).data;
+    if (pixels) {
+      answer.image = imageOf(pixels);
+      answer.probabilities = compute(quick ? DATA.quick : DATA.steps, CONSTANTS, answer.image).at(-1).data;
+    }
   } catch (error) {
     answer.problem = error instanceof NoDigit ? `No digit: ${error.message}` : `The page failed: ${error}`;
   }
