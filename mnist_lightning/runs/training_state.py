@@ -11,7 +11,9 @@ from mnist_lightning.errors import CheckpointError, in_a_line
 
 
 def check(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Compare counters, optimizers and schedules in a checkpoint with those of a trainer that has not restored them.
+    """Compare the counters, optimizers and schedules in a checkpoint with the trainer's own.
+
+    The trainer must not have restored the checkpoint yet: its new values show which types and shapes are expected.
 
     Raises:
         CheckpointError: A value has another type, or a tensor another shape.

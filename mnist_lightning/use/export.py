@@ -44,7 +44,7 @@ def export(args: list[str]) -> None:
     options = parser.parse_args(args)
     description = options.output.with_name(f"{options.output.name}.json")
     parser.check_output(options.output, "FILE", FORMATS, options.overwrite)
-    is_page = options.output.suffix.lower() == ".html"  # needs no .json, as the page names its run
+    is_page = options.output.suffix.lower() == ".html"  # needs no .json, because the page names its run
     if not is_page:
         parser.check_output(description, "the description of FILE", [".json"], options.overwrite)
     reader = DigitReader.load(options.ckpt_path)
@@ -99,13 +99,13 @@ def _onnx(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
 
 
 def _page(reader: DigitReader) -> tuple[bytes, dict[str, Any]]:
-    _traced(reader)  # says why, if torch can't follow the network
+    _traced(reader)  # raises a clear error if torch can't follow the network
     with _quiet():
         return document(reader), {}
 
 
 def _traced(reader: DigitReader) -> torch.export.ExportedProgram:
-    """Follow what a network computes, for any number of images.
+    """Trace what a network computes, for any number of images.
 
     Raises:
         OutputError: torch can't follow the network, or would change its logits.
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch prints beside an error: all steps up to the error."""
+    """Hide torch's messages. If torch fails, it prints all steps up to the error."""
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):

@@ -10,12 +10,12 @@ from mnist_lightning.errors import PhotoError
 SIZE = 28  # width and height of an image, in pixels
 BOX = 20  # the longest side of a digit, in pixels
 CENTRE = 14  # the row and column of its centre of mass
-TIE = 1e-3  # decides where a symmetric digit goes whose centre lies between two pixels; rounding errors would otherwise
-COARSE_SIDE = 128  # pixels that are enough to find the background and the connected parts
+TIE = 1e-3  # a digit moves up and left by this many pixels, so that rounding errors never choose its position
+COARSE_SIDE = 128  # a side of this many pixels is enough to find the background and the connected parts
 
 LEAST_CONTRAST = 0.06  # a photo with less contrast is blank; 1 is the range from black to white
 FAINTEST_STROKE = 0.3  # anything fainter is not part of a stroke; 1 is the darkest ink
-PAPER_SQUARE = 0.45  # a square in the shape of paper; 1 is the shorter side of the paper
+PAPER_SQUARE = 0.45  # the side of a square that paper holds, and strokes do not; 1 is the shorter side of the paper
 SMALLEST_PART = 0.08  # anything smaller is dust; 1 is the area of the largest part
 
 
@@ -35,11 +35,12 @@ def image(colours: Tensor, opacity: Tensor | None = None) -> Tensor:
 def _cut_out_transparent(colours: Tensor, opacity: Tensor) -> Tensor:
     """Return the same as `_cut_out`, for a picture with transparent pixels.
 
-    It shows strokes on a transparent background, or paper with round corners or holes. Blank paper is a bold digit.
+    Such a picture shows strokes on a transparent background, or paper with round corners or holes. If the paper is
+    blank, its shape is the digit.
     """
     opaque = opacity > opacity.max() / 2
     if opacity.max() > LEAST_CONTRAST and _is_paper(opaque[_box(opaque)]):
-        # Everything outside of the paper gets its colour. So do its edges, because other colours shine through.
+        # Everything outside of the paper gets the paper's colour. So do the edges, where other colours shine through.
         paper = colours[:, opaque].median(1).values[:, None, None]
         inside = _sum_of_nine(opaque.float()) > 8.5
         try:
@@ -137,7 +138,7 @@ def _box(mask: Tensor) -> tuple[slice, slice]:
 
 
 def _sum_of_nine(values: Tensor) -> Tensor:
-    """Return the sum of each pixel and its eight neighbours, `(H, W)`. Pixels at the edges count again outside of them.
+    """Return the sum of each pixel and its eight neighbours, `(H, W)`. Outside of the picture, its edges are repeated.
 
     torch's pooling takes ten times as long.
     """
@@ -155,15 +156,15 @@ def _quantile(values: Tensor, share: float) -> float:
 def _digit(mask: Tensor) -> Tensor:
     """Return which pixels belong to the digit, bool `(H, W)`, given which pixels stand out.
 
-    Dust does not belong to it. A part along the edges, such as a shadow, belongs only if there is no other part.
+    Dust is not part of it. A shape along the edges, such as a shadow, is the digit only if there is nothing else.
     """
     height, width = mask.shape
     step = max(1, max(height, width) // COARSE_SIDE)
     padded = F.pad(mask[None].float(), (0, -width % step, 0, -height % step))
-    pixels = F.avg_pool2d(padded, step, divisor_override=1)  # how many stand out in each square of step x step
+    pixels = F.avg_pool2d(padded, step, divisor_override=1)  # how many pixels stand out in each square
     coarse = (pixels > 0).float()
-    # Find connected parts: each pixel takes the highest number of its neighbours, until none changes. It also takes the
-    # number of the pixel that this number belongs to, because a long stroke would need hundreds of rounds otherwise.
+    # Find connected parts. Each pixel has a number, and takes the highest number of its neighbours until none changes.
+    # It then takes the number of the pixel that first had this number, so that a long stroke needs few rounds.
     # SciPy's `label` would do the same, but an installed SciPy makes each start slower: torchmetrics imports it.
     numbers, before = torch.arange(1.0, coarse.numel() + 1).view_as(coarse) * coarse, torch.zeros_like(coarse)
     while not torch.equal(numbers, before):
@@ -173,7 +174,7 @@ def _digit(mask: Tensor) -> Tensor:
     areas = part.flatten().bincount(pixels.flatten(), minlength=part.numel() + 1)
     fine = F.interpolate(numbers[None], scale_factor=step)[0, 0, :height, :width] * mask
     edges = _frame(fine)
-    # A digit near the edge may touch it, but not along a tenth of the frame.
+    # A digit may touch the edges, but not along more than a tenth of the frame.
     others = areas * (edges.long().bincount(minlength=len(areas)) <= len(edges) / 10)
     if others.max() > max(16, mask.numel() / 1_000):
         areas = others

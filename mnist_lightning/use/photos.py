@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mnist_lightning.errors import PhotoError
 from mnist_lightning.use import ink
 
-WORKING_SIDE = 512  # larger photos are reduced to this many pixels
+WORKING_SIDE = 512  # the width and height of larger photos are reduced to at most this many pixels
 
 
 def prepare_all(paths: list[Path]) -> tuple[Tensor, list[str]]:
@@ -22,7 +22,7 @@ def prepare_all(paths: list[Path]) -> tuple[Tensor, list[str]]:
         paths: N files.
 
     Returns:
-        Images, uint8 `(N, 28, 28)`, and N problems. A problem says why there is no image. Otherwise it is empty.
+        Images, uint8 `(N, 28, 28)`, and N texts. Each text says why there is no image, or is empty.
     """
     images = torch.zeros(len(paths), ink.SIZE, ink.SIZE, dtype=torch.uint8)
     problems = [""] * len(paths)
@@ -82,7 +82,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
         Image.init()
         # Pillow would run Ghostscript to open an EPS file.
         with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as file:
-            file.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # reads a large JPEG at a half, a quarter or an eighth
+            file.draft("RGB", (WORKING_SIDE, WORKING_SIDE))  # reads a large JPEG at 1/2, 1/4 or 1/8 of its size
             ImageOps.exif_transpose(file, in_place=True)
             picture: Image.Image = _stretched(file) if file.mode.startswith(("I", "F")) else file
             mode = "RGBA" if picture.has_transparency_data else "RGB"

@@ -24,7 +24,7 @@ SHOWN = 10  # test images
 
 
 def predict(args: list[str]) -> None:
-    """Read digits, and print and write what was asked for.
+    """Read digits, print them, and write the files that the flags ask for.
 
     Raises:
         UserError: There is no photo or checkpoint, or a file can't be written.
@@ -53,7 +53,7 @@ def predict(args: list[str]) -> None:
         images, problems = photos.prepare_all(paths)
         files = [text_of(path) for path in paths]
     else:
-        from mnist_lightning import archive  # imports torchvision, which takes longer than to read a photo
+        from mnist_lightning import archive  # imports torchvision, which takes longer than reading a photo
 
         archive.prepare(options.root)
         images, _ = archive.read(options.root, "test")
@@ -106,7 +106,7 @@ def find(names: Iterable[str], recursive: bool = False) -> list[Path]:
 
 
 def text_of(path: Path) -> str:
-    """Return a path as text, in a line. Terminals and CSV files don't take all bytes that a name can have."""
+    """Return a path as one line of text. Terminals and CSV files can't show all bytes that a name can have."""
     return printable(os.fsencode(path).decode("utf-8", "backslashreplace")).replace("\n", r"\n")
 
 
@@ -136,7 +136,7 @@ def explain(reader: DigitReader, predictions: list[Prediction]) -> None:
 
 
 def write(predictions: list[Prediction], path: Path) -> None:
-    """Write predictions as CSV or JSON, by the suffix of the path. Each attribute is a column, or a key."""
+    """Write predictions as CSV or JSON, by the suffix of the path. Each attribute is a column or a key."""
     if path.suffix.lower() == ".json":
         text = json.dumps([asdict(row) for row in predictions], indent=1) + "\n"
     else:
@@ -154,7 +154,8 @@ def show(images: Tensor, predictions: list[Prediction], folder: Path) -> None:
 
     Args:
         images: uint8 `(N, 28, 28)`.
-        predictions: N predictions. The photo's number and name become the name of the PNG file. A problem gets no file.
+        predictions: N predictions. The photo's number and name become the name of the PNG file. A prediction with a
+            problem gets no file.
         folder: The folder. It is made if it is missing.
     """
     try:

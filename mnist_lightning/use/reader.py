@@ -30,7 +30,7 @@ class Prediction:
     Attributes:
         file: Where the image comes from.
         answer: The digit, or `unsure` if its confidence is below the threshold. Empty if there is a problem.
-        digit: The most likely digit, 0..9. With a problem, this and the next three are None.
+        digit: The most likely digit, 0..9. If there is a problem, this and the next three attributes are None.
         confidence: The probability of `digit`, in 0..1.
         second_digit: The second most likely digit.
         second_confidence: The probability of `second_digit`.
@@ -69,7 +69,7 @@ class DigitReader(nn.Module):
         network: Turns float images `(N, 1, 28, 28)` into logits `(N, 10)`. The reader keeps a copy.
         mean: The mean that the network's images were normalized with.
         std: The standard deviation of the same normalization.
-        calibration: What validation has found out about the network. Without it, no answer is `unsure`.
+        calibration: What validation has found out about the network. Without a calibration, no answer is `unsure`.
 
     Attributes:
         source: Where the network comes from: checkpoint, run, step, class, arguments and validation.
@@ -181,7 +181,7 @@ class DigitReader(nn.Module):
         ]
 
     def read(self, photo: str | Path) -> Prediction:
-        """Return what the network reads in a photo. If it can't be read, `problem` says why."""
+        """Return what the network reads in a photo. If the photo can't be read, `problem` says why."""
         images, problems = photos.prepare_all([Path(photo)])
         return self.predict(images, [str(photo)], problems)[0]
 
@@ -189,7 +189,7 @@ class DigitReader(nn.Module):
 def _build(setting: Any) -> Any:
     """Build an object from its class and arguments, as LightningCLI stores them.
 
-    LightningCLI's own function would import Lightning, which takes longer than to read a photo.
+    LightningCLI's own function would import Lightning, which takes longer than reading a photo.
     """
     if isinstance(setting, Mapping) and "class_path" in setting:
         arguments = setting.get("init_args", {}) | setting.get("dict_kwargs", {})

@@ -1,4 +1,4 @@
-"""Assembles the page: one HTML file that holds a network, and all that a browser needs to use it."""
+"""Writes the page: one HTML file with a network and everything that a browser needs to use it."""
 
 import base64
 import copy
@@ -48,7 +48,7 @@ def document(reader: DigitReader) -> bytes:
         "style": style,
         "script": script,
         "worker": "".join(map(_source, ("engine.js", "planes.js", "ink.js", "worker.js"))),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # so that no text ends its element
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # no text can end the script element
     }
     return Template(_source("page.html")).substitute(parts).encode()
 

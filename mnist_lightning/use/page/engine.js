@@ -7,7 +7,7 @@ const tensor = (shape, compute = () => 0) => ({
 });
 const pair = (value) => (value.length === 1 ? [value[0], value[0]] : value);
 
-// For each place of a shape, returns the place of its value in a tensor that may be smaller.
+// Broadcasts a tensor to a larger shape. Returns the place in `x.data` for each place of the shape.
 function broadcast(x, shape) {
   const added = shape.length - x.shape.length;
   const places = new Int32Array(count(shape));
@@ -119,7 +119,7 @@ const FUNCTIONS = {
     return result;
   },
   softmax(shape, x) {
-    const most = Math.max(...x.data); // of all values: there is one image
+    const most = Math.max(...x.data); // of all values, because there is only one image
     const powers = x.data.map((value) => Math.exp(value - most));
     const total = sum(powers);
     return { shape, data: powers.map((value) => value / total) };
@@ -134,7 +134,7 @@ const FUNCTIONS = {
   },
 };
 
-// Returns all constants of a page.
+// Returns all constants of a page, as tensors.
 export function unpack({ shapes, values }) {
   const { buffer } = Uint8Array.from(atob(values), (letter) => letter.charCodeAt(0));
   let start = 0;
@@ -145,7 +145,7 @@ export function unpack({ shapes, values }) {
   });
 }
 
-// Returns the results of all steps for an image: 784 numbers in 0..255.
+// Returns the results of all steps. An image is 784 numbers in 0..255.
 export function compute(steps, constants, image) {
   const results = [];
   const value = (argument) => {

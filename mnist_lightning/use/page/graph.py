@@ -28,6 +28,7 @@ FUNCTIONS = {
     "sub.Tensor": "sub",
     "tanh.default": "tanh",
 }
+# Operations that copy all values, and change at most the shape.
 SAME_VALUES = ("clone.default", "squeeze.dims", "unsqueeze.default", "view.default")
 FUNCTIONS |= dict.fromkeys(SAME_VALUES, "reshape")
 
@@ -43,21 +44,21 @@ class Constants:
         return {"constant": self._numbers.setdefault((data, tuple(tensor.shape)), len(self._numbers))}
 
     def packed(self) -> dict[str, Any]:
-        """Return the `shapes`, and the `values` in their order: little-endian float32 in base64."""
+        """Return the `shapes` of all tensors, and their `values`, joined: little-endian float32 in base64."""
         values = base64.b64encode(b"".join(data for data, _ in self._numbers)).decode()
         return {"shapes": [shape for _, shape in self._numbers], "values": values}
 
 
 def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> list[dict[str, Any]]:
-    """Return what a program computes for one image, step by step. The last step gives the probabilities.
+    """Return the steps that a program computes for one image. The last step gives the probabilities.
 
     Args:
         program: The exported program of a `DigitReader`, for one image: uint8 `(1, 28, 28)`.
-        constants: All tensors that do not depend on the image are added to it.
+        constants: Receives all tensors that do not depend on the image.
 
     Returns:
         Each step names a function of engine.js, its arguments, and the shape of its result. The argument
-        `{"constant": 3}` is one of `constants`. `{"step": 4}` is the result of the step 4, and -1 is the image.
+        `{"constant": 3}` is one of `constants`. `{"step": 4}` is the result of step 4, and `{"step": -1}` is the image.
 
     Raises:
         OutputError: engine.js can't compute an operation of the network.
@@ -101,7 +102,7 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
 
 
 def _is_known(name: str, arguments: Any, result: Tensor) -> bool:
-    """Return whether engine.js computes an operation, with these arguments."""
+    """Return whether engine.js can compute an operation with these arguments."""
     match name:
         case "convolution.default":
             return result.ndim == 4 and True not in arguments[6:7]  # not transposed
@@ -111,12 +112,12 @@ def _is_known(name: str, arguments: Any, result: Tensor) -> bool:
             lists = [index for index in arguments[1] if index is not None]
             return [index.ndim for index in lists if isinstance(index, Tensor)] == [1] and bool((lists[0] >= 0).all())
         case "mean.dim":
-            return bool(arguments[1])
+            return bool(arguments[1])  # over some axes
         case "_softmax.default":
             return result.shape[arguments[1]] == result.numel()  # over all values
     if name in SAME_VALUES:
         return True
-    return name in FUNCTIONS and result.dtype == torch.float32  # other types round in another way
+    return name in FUNCTIONS and result.dtype == torch.float32  # other types round differently
 
 
 def _has_step(value: Any) -> bool:

@@ -1,10 +1,10 @@
-// Turns a picture of a digit into an image in the style of MNIST. The steps and their names are those of ink.py.
+// Turns a picture of a digit into an image in the style of MNIST. ink.py does the same, and explains each step.
 
 import { sum } from "./engine.js";
 import { box, boxOf, crop, frame, largest, mapped, plane, quantile, resized } from "./planes.js";
 import { roundHalfToEven, sizeWithin, sumOfNine, triangle } from "./planes.js";
 
-export const INK = {}; // the numbers at the head of ink.py
+export const INK = {}; // the numbers at the head of ink.py, and WORKING_SIDE of photos.py
 
 export class NoDigit extends Error {}
 

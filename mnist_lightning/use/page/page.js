@@ -1,4 +1,4 @@
-// The page: strokes and photos go to the worker, and its answers are shown.
+// Sends strokes and photos to the worker, and shows its answers.
 
 const element = (id) => document.getElementById(id);
 const [pad, bars] = [element("pad"), element("bars")];
@@ -100,7 +100,7 @@ pad.addEventListener("pointerdown", (event) => {
   extend(event);
 });
 pad.addEventListener("pointermove", (event) => event.pointerId === pen && extend(event));
-// It comes after each `pointerup` and `pointercancel`, and also if both are lost.
+// This event comes after each `pointerup` and `pointercancel`, and also if the browser sends neither.
 pad.addEventListener("lostpointercapture", ({ pointerId }) => {
   if (pointerId !== pen) return;
   pen = null;

@@ -12,8 +12,8 @@ export const largest = (values) => values.reduce((most, value) => Math.max(most,
 export const quantile = (values, share) => Float64Array.from(values).sort()[Math.trunc(share * (values.length - 1))];
 export const roundHalfToEven = (value) => Math.round(value) - (value % 1 === 0.5 && Math.round(value) % 2);
 
-// Scales a plane as Pillow and torch do. A filter gives the weight of a pixel by its distance, which is at most `reach`.
-// `finish` rounds each value, or returns it as it is.
+// Scales a plane, as Pillow and torch do. `filter` gives the weight of a pixel at a distance of at most `reach`.
+// `finish` rounds a value, or returns it unchanged.
 export function resized(source, height, width, filter, reach, finish) {
   const along = (length, size, value) => {
     const scale = length / size;
@@ -59,7 +59,7 @@ export function boxOf(mask) {
 export const crop = (source, { top, left, height, width }) =>
   plane(height, width, (_, y, x) => source.data[(top + y) * source.width + left + x]);
 
-// The sum of each pixel and its eight neighbours. Pixels at the edges count again outside of them.
+// Returns the sum of each pixel and its eight neighbours. Outside of the picture, its edges are repeated.
 export function sumOfNine(source) {
   const { width, data } = source;
   const rows = mapped(source, (value, i) => (data[i - width] ?? value) + value + (data[i + width] ?? value));

@@ -1,4 +1,4 @@
-// Answers the page from a thread of its own, so that a slow network never holds up a stroke.
+// Computes the page's answers in a thread of its own, so that a slow network never delays a stroke.
 
 /* global DATA */
 import { compute, unpack } from "./engine.js";
