@@ -119,6 +119,12 @@ def test_the_first_trial_has_the_settings_of_the_base(small: str) -> None:
     assert first["data.batch_size"] in (32, 64)
 
 
+def test_no_value_of_a_range_takes_the_place_of_the_base(small: str) -> None:
+    write_sweep(small, {"model.optimizer.init_args.lr": {"log_float": [0.01, 1]}})
+    main(["sweep", "sweep.yaml", "--trials", "1"])
+    assert "fixed_params" not in trials()[0].system_attrs
+
+
 def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
     small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

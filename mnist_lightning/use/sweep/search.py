@@ -110,7 +110,7 @@ class Search(NamedTuple):
             config: The configuration of a run, with all defaults.
         """
         own = {}
-        for key in self.search:
+        for key in (key for key, spec in self.search.items() if isinstance(spec, dict)):
             # A short name of a flag, or a value outside the range. Optuna warns of some of these values.
             with warnings.catch_warnings(action="error"), suppress(KeyError, TypeError, ValueError, UserWarning):
                 self._suggest(FixedTrial({key: config[key]}), key)

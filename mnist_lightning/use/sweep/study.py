@@ -105,8 +105,10 @@ class Study(NamedTuple):
             except UpdateFinishedTrialError:
                 note = "given to another worker"  # because this process was suspended for a while
             except BaseException:  # a signal, a full disk, or an error in the user's network
+                self.record.enqueue_trial(
+                    self.trials()[trial.number].system_attrs.get("fixed_params", {}) | trial.params
+                )
                 self.record.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-                self.record.enqueue_trial(trial.params)
                 raise
         told = self.record.tell(trial, score, state, skip_if_finished=True)
         self._remove_checkpoints()
@@ -143,8 +145,10 @@ class Study(NamedTuple):
 
     def _remove_checkpoints(self) -> None:
         """Remove the checkpoints of all trials that are over, except the best ones."""
-        kept = [trial.number for trial in self.best(KEPT)]
-        for trial in self.trials():
+        trials = self.trials()  # read once: the best trial of another worker may end in between
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        kept = [trial.number for trial in sorted(complete, key=lambda trial: trial.values[0])[-KEPT:]]
+        for trial in trials:
             if trial.state.is_finished() and trial.number not in kept:
                 for run in self.runs(trial.number):
                     shutil.rmtree(run / "checkpoints", ignore_errors=True)

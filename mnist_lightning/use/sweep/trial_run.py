@@ -32,6 +32,8 @@ class Scores(Callback):
         self.is_hopeless, self.best, self.stopped = is_hopeless, 0.0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         score = trainer.callback_metrics["val/acc"].item()
         self.best, hopeless = max(self.best, score), self.is_hopeless(score)
         if hopeless and trainer.global_step < trainer.estimated_stepping_batches:
@@ -103,7 +105,8 @@ def check(search: Search, path: Path) -> dict[str, Any]:
             run = TrialRun(search.base, settings, Path("version_0"))
         except UserError as error:
             raise ConfigurationError(f"{path}: {key} is {value}: {error}") from error
-        own = own or search.own_settings(run.config)
+        if key == "base":
+            own = search.own_settings(run.config)
     logger, limit, size = run.trainer.logger, run.trainer.limit_val_batches, run.trainer.world_size
     if run.start or not isinstance(logger, RunLogger) or not limit or size > 1:
         expected = "a new run on one device, with validation images and the usual logger"
