@@ -52,7 +52,7 @@ class Study(NamedTuple):
         return self.trials(TrialState.COMPLETE, TrialState.PRUNED)
 
     def best(self, count: int) -> list[FrozenTrial]:
-        return sorted(self.trials(TrialState.COMPLETE), key=lambda trial: trial.values[0], reverse=True)[:count]
+        return best_of(self.trials(), count)
 
     def runs(self, trial: int) -> dict[Path, int]:
         """Return the run folders of a trial and their seeds. No other trial has them, on any machine."""
@@ -86,8 +86,8 @@ class Study(NamedTuple):
 
     def _count_before(self, number: float) -> int:
         """Return how many trials with lower numbers count, or will count."""
-        coming = self.trials(TrialState.RUNNING, TrialState.WAITING)
-        return sum(trial.number < number for trial in coming + self.done())
+        trials = self.trials(TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(trial.number < number for trial in trials)
 
     def _run_trial(self) -> None:
         trial, start = self.record.ask(), time.perf_counter()
@@ -146,8 +146,7 @@ class Study(NamedTuple):
     def _remove_checkpoints(self) -> None:
         """Remove the checkpoints of all trials that are over, except the best ones."""
         trials = self.trials()  # read once: the best trial of another worker may end in between
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        kept = [trial.number for trial in sorted(complete, key=lambda trial: trial.values[0])[-KEPT:]]
+        kept = [trial.number for trial in best_of(trials, KEPT)]
         for trial in trials:
             if trial.state.is_finished() and trial.number not in kept:
                 for run in self.runs(trial.number):
@@ -159,6 +158,11 @@ class Study(NamedTuple):
         cells += [f"best {best.value:.4f}" for best in self.best(1)]
         cells += [f"{short(key)} {shown(value)}" for key, value in trial.params.items()]
         print("  ".join([*cells, f"{seconds:.1f} s", note]).rstrip(), flush=True)
+
+
+def best_of(trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: trial.values[0], reverse=True)[:count]
 
 
 def database_in(folder: Path) -> str:

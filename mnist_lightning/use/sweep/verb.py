@@ -27,7 +27,7 @@ try:
     from sqlalchemy import make_url
 
     from mnist_lightning.use.sweep.search import Search
-    from mnist_lightning.use.sweep.study import Study, database_in, open_record, short, shown
+    from mnist_lightning.use.sweep.study import KEPT, Study, database_in, open_record, short, shown
     from mnist_lightning.use.sweep.trial_run import TrialRun, check
 except ImportError as error:
     raise UserError(f"a sweep needs {error.name}: pip install 'mnist-lightning[sweep]'") from error
@@ -156,7 +156,7 @@ def report(study: Study) -> str:
     Raises:
         UserError: No trial has finished.
     """
-    best, folder = study.best(5), study.folder
+    best, folder = study.best(KEPT), study.folder
     if not best:
         raise UserError(f"none of the trials in {folder} has finished; try other ranges")
     settings = study.search.suggest(FixedTrial(best[0].params))
