@@ -61,8 +61,8 @@ def in_torch(reader: DigitReader, images: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-def test_lenet_gives_the_same_logits_for_all_test_images(fast: Path, tmp_path: Path) -> None:
-    reader, (images, _) = DigitReader.load(fast), archive.read(DATA, "test")
+def test_lenet_gives_the_same_logits_for_all_test_images(good: Path, tmp_path: Path) -> None:
+    reader, (images, _) = DigitReader.load(good), archive.read(DATA, "test")
     assert len(images) == 10_000
     difference = (in_node(data_of_page(reader), images, tmp_path) - in_torch(reader, images)).abs().max().item()
     print(f"largest difference: {difference:.1e}")
@@ -136,6 +136,8 @@ KNOWN: dict[str, Callable[[], nn.Module]] = {
     "multiply": lambda: Layer(lambda x: x.mean(1, keepdim=True) * x),
     "divide": lambda: Layer(lambda x: x / (x.mean((-3, -1), keepdim=True).sigmoid() + 1)),
     "mean without the axis": lambda: Layer(lambda x: x.mean((1, 2))),
+    "rows": lambda: Layer(lambda x: x[:, :, 3:20:2]),
+    "the middle": lambda: Layer(lambda x: x[..., 2:-2, -26:26]),
     "chosen columns": lambda: Layer(columns),
     "edges repeated": lambda: nn.ReplicationPad2d(2),
 }
@@ -172,7 +174,6 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "add with a factor": lambda: Layer(lambda x: torch.add(x, x, alpha=2)),
     "transposed": lambda: Layer(lambda x: x.transpose(1, 2)),
     "expanded": lambda: Layer(lambda x: x[:, :1].expand(-1, 3, -1, -1)),
-    "rows": lambda: Layer(lambda x: x[:, :, 3:20:2]),
     "average pool over the edge": lambda: nn.AvgPool2d(3, ceil_mode=True),
     "a transposed convolution": lambda: nn.ConvTranspose2d(4, 3, 3, stride=2),
     "zeros around": lambda: nn.ZeroPad2d(2),

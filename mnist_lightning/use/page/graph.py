@@ -92,7 +92,12 @@ def steps_of(program: torch.export.ExportedProgram, constants: Constants) -> lis
                 shift = (0 if bias is None else bias) - mean * scale
                 scale, shift = (value.view(-1, *[1] * (len(shape) - 2)) for value in (scale, shift))
                 name, arguments = "add.Tensor", [add_step("mul", shape, [x, scale]), shift]
-            if node.kwargs.keys() - {"dtype"} or not _is_known(name, arguments, result):
+            if name == "slice.Tensor":
+                x, axis, *bounds = arguments
+                places = torch.arange(node.args[0].meta["val"].shape[axis])[slice(*bounds)]
+                name, arguments = "index.Tensor", [x, [*[None] * (axis % len(shape)), places]]
+            # A memory format changes no value. engine.js keeps all values in the order of their places.
+            if node.kwargs.keys() - {"dtype", "memory_format"} or not _is_known(name, arguments, result):
                 raise OutputError(
                     f"the network uses {name.partition('.')[0]}, which a page can't compute; export an .onnx file",
                     "output",
