@@ -13,7 +13,7 @@ RUN = {
     **CHECKPOINT,
     "config": "--config",
     **{name: f"--model.{name}" for name in ("network", "optimizer", "lr_scheduler")},
-    **{name: f"--model.network.{name}" for name in ("dropout", "shift")},
+    **{name: f"--model.network.{name}" for name in ("blocks", "dropout", "jitter", "shift")},
     **{name: f"--data.{name}" for name in ("root", "batch_size", "val_size", "std", "fade")},
     **{f: f"--data.distortion.{f}" for f in ("rotation", "scale", "shear", "translation", "elastic")},
     "every_n_steps": "--checkpoint.every_n_steps",

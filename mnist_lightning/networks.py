@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from mnist_lightning.errors import SettingError
 
+BORDER = 2  # pixels that ConvNet cuts off on each side
+
 
 class LeNet(nn.Module):
     """The tutorial's network, after LeNet-5 (LeCun et al. 1998): 60,074 parameters in ten tensors.
@@ -32,14 +34,20 @@ class LeNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Six convolutions, mostly of 3x3 as in VGG (Simonyan and Zisserman 2015): 244,858 parameters.
+    """Blocks of convolutions, mostly of 3x3 as in VGG (Simonyan and Zisserman 2015). Each block halves the image.
+
+    It cuts off a border of 2 pixels, which MNIST's digits seldom reach. With the default blocks, it has six
+    convolutions and 240,058 parameters.
 
     Args:
+        blocks: The number of channels of each convolution, for three blocks.
         dropout: The share of features that the last layer does not see in a training step, in 0..1 (Srivastava et
             al. 2014).
+        jitter: How far the images move at random in a training step, in whole pixels, 0..2. All images of a batch
+            move alike.
         shift: How far the image moves for test-time augmentation, in pixels, 0..1. If it is above 0, `eval` mode
-            averages the logits of nine views: the image itself and eight shifted copies. Use it for networks that were
-            trained on distorted images: a shift by part of a pixel blurs an image, and so do distortions.
+            averages the logits of nine views: the image itself and eight shifted copies. A shift by part of a pixel
+            blurs an image. Distortions blur images, too, so only a network that was trained with them profits from it.
 
     Raises:
         SettingError: An argument is outside its range.
@@ -47,22 +55,29 @@ class ConvNet(nn.Module):
 
     kernels: Tensor
 
-    def __init__(self, dropout: float = 0.25, shift: float = 0.0) -> None:
+    def __init__(
+        self,
+        blocks: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((16,), (48, 48), (96, 96, 96)),
+        dropout: float = 0.25,
+        jitter: int = 0,
+        shift: float = 0.0,
+    ) -> None:
         super().__init__()
-        if not 0 <= dropout <= 1:
-            raise SettingError("dropout", dropout, "0..1")
-        if not 0 <= shift <= 1:
-            raise SettingError("shift", shift, "0..1")
-        self.features = nn.Sequential(
-            _layer(1, 16, kernel_size=5, padding=0, pool=True),  # (N, 16, 12, 12)
-            _layer(16, 48),
-            _layer(48, 48, pool=True),  # (N, 48, 6, 6)
-            _layer(48, 96),
-            _layer(96, 96),
-            _layer(96, 96, pool=True),  # (N, 96, 3, 3)
-        )
+        if len(blocks) != 3 or not all(block and min(block) > 0 for block in blocks):
+            raise SettingError("blocks", blocks, "three blocks of convolutions with at least 1 channel")
+        for name, value, most in (("dropout", dropout, 1), ("jitter", jitter, BORDER), ("shift", shift, 1)):
+            if not 0 <= value <= most:
+                raise SettingError(name, value, f"0..{most}")
+        layers: list[nn.Module] = []
+        inputs = 1
+        for block in blocks:
+            for number, outputs in enumerate(block, 1):
+                layers.append(_layer(inputs, outputs, first=not layers, pool=number == len(block)))
+                inputs = outputs
+        self.features = nn.Sequential(*layers)  # (N, 96, 2, 2)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(96 * 3 * 3, 10)
+        self.classifier = nn.Linear(inputs * 2 * 2, 10)
+        self.jitter = jitter
         self.shift = shift
         # A convolution makes the views. Each kernel mixes neighbouring pixels to shift an image.
         axis = torch.tensor([[shift, 1 - shift, 0], [0, 1, 0], [0, 1 - shift, shift]])
@@ -71,16 +86,21 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, 10)` for float images `(N, 1, 28, 28)`."""
+        top = left = BORDER
+        if self.training and self.jitter:
+            top, left = (BORDER + torch.randint(-self.jitter, self.jitter + 1, (2,))).tolist()
         if self.training or not self.shift:
-            return self._logits(images)
-        views = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), self.kernels)  # (N, 9, 28, 28)
+            return self._logits(images[..., top : top + 24, left : left + 24])
+        views = F.conv2d(images[..., 1:-1, 1:-1], self.kernels)  # (N, 9, 24, 24)
         return self._logits(views.flatten(0, 1).unsqueeze(1)).view(-1, 9, 10).mean(1)
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images).flatten(1)))
 
 
-def _layer(inputs: int, outputs: int, kernel_size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
+def _layer(inputs: int, outputs: int, first: bool, pool: bool) -> nn.Sequential:
+    # The first kernel is larger: the image has one channel, so this is cheap.
+    kernel_size, padding = (5, 0) if first else (3, 1)
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size, padding=padding, bias=False),  # the normalization adds a bias
         *([nn.MaxPool2d(2)] if pool else []),  # first, because the normalization then sees a quarter of the values

@@ -50,4 +50,4 @@ def test_files_are_short() -> None:
     lines = {str(path): len((PACKAGE / path).read_text().splitlines()) for path in sources}
     assert {name: count for name, count in lines.items() if count > 250} == {}
     assert lines["cli.py"] <= 220
-    assert sum(lines[f"{name}.py"] for name in LEARNERS) <= 650
+    assert sum(lines[f"{name}.py"] for name in LEARNERS) <= 670
