@@ -29,7 +29,7 @@ DOCUMENTS = [
     "data/README.md",
     "docs/runs.md",
     "docs/sweep.md",
-    "docs/experiments.md",
+    "docs/search.md",
 ]
 NOTEBOOK = "docs/tutorial.ipynb"
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
