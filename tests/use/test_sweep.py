@@ -22,14 +22,14 @@ import sqlalchemy
 import yaml
 from conftest import Program
 from helpers import DATA, curves, events, write_sweep
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from processes import wait_for
 from torch.optim import SGD
 
 from mnist_lightning.cli import main
-from mnist_lightning.errors import SettingError
+from mnist_lightning.errors import OutputError, SettingError
 from mnist_lightning.runs import folders
+from mnist_lightning.use.sweep.life import Watch
 from mnist_lightning.use.sweep.search import Search
 from mnist_lightning.use.sweep.study import Study
 from mnist_lightning.use.sweep.trial_run import TrialRun
@@ -60,6 +60,15 @@ def small(small_data: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_sweep(small_data)
     yield small_data
     speak()
+
+
+@pytest.fixture
+def quick(small: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, without the check, the picture and the cleaning of memory, which take longer than a trial."""
+    monkeypatch.setattr("mnist_lightning.use.sweep.verb.check", lambda search, path: {})
+    monkeypatch.setattr("mnist_lightning.use.sweep.report.write_picture", lambda study: None)
+    monkeypatch.setattr("gc.collect", lambda: 0)
+    return small
 
 
 def speak() -> None:
@@ -98,14 +107,15 @@ def test_each_trial_is_a_run(small: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert {name: again[name] for name in trained} == trained
 
 
-def test_the_same_line_goes_on(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_line_goes_on(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["sweep", "sweep.yaml", "--trials", "1"])
     main(["sweep", "sweep.yaml", "--trials", "3"])
     main(["sweep", "sweep.yaml", "--trials", "3"])
-    assert "3 of 3 trials are done" in capsys.readouterr().out
+    main(["sweep", "sweep.yaml", "--trials", "1"])
+    assert capsys.readouterr().out.count("3 of 3 trials are done") == 2
     assert [trial.number for trial in trials()] == [0, 1, 2]
     assert len({trial.params["model.optimizer.init_args.lr"] for trial in trials()}) == 3
-    write_sweep(small, seed=100)  # another sweep
+    write_sweep(quick, seed=100)  # another sweep
     main(["sweep", "sweep.yaml", "--trials", "1"])
     config = yaml.safe_load(Path("lightning_logs/sweep_1/version_0/config.yaml").read_text())
     assert config["seed_everything"] == 100
@@ -126,46 +136,67 @@ def test_no_value_of_a_range_takes_the_place_of_the_base(small: str) -> None:
 
 
 def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
-    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Its trial is a second attempt, so it has settings from the start."""
     main(["sweep", "sweep.yaml", "--trials", "1"])
     storage = optuna.storages.RDBStorage(f"sqlite:///{SWEEP / 'trials.db'}")
-    optuna.load_study(study_name=None, storage=storage).ask()
+    study = optuna.load_study(study_name=None, storage=storage)
+    study.enqueue_trial({"model.optimizer.init_args.lr": 0.02})
+    study.ask()
     storage.remove_session()
     storage.engine.dispose()
-    monkeypatch.setattr("mnist_lightning.use.sweep.study.SILENCE", 2)
+    monkeypatch.setattr("mnist_lightning.use.sweep.life.SILENCE", 2)
     main(["sweep", "sweep.yaml", "--trials", "2"])
     assert "Waiting for the trials of other workers" in capsys.readouterr().out
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials()[2].params["model.optimizer.init_args.lr"] == 0.02
 
 
-def test_a_kill_leaves_no_half_of_a_database(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_trial_without_new_signs_of_life_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def running(number: int, **attributes: int) -> optuna.trial.FrozenTrial:
+        trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        trial.number = number
+        return trial
+
+    watch = Watch()
+    for seconds in range(0, 90, 10):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: 1000 + seconds)
+        dead, alive = running(0, sign_of_life=7), running(1, sign_of_life=seconds)
+        assert watch.silent([dead, alive]) == ([dead] if seconds > 30 else [])
+
+
+@pytest.mark.parametrize("made", [1, 4])
+def test_a_sweep_survives_a_kill_while_its_database_is_made(
+    made: int, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = sqlalchemy.MetaData.create_all
 
     def killed(self: sqlalchemy.MetaData, engine: sqlalchemy.Engine) -> None:
-        original(self, engine, tables=[self.tables["studies"]])
+        original(self, engine, tables=self.sorted_tables[:made])
         sys.exit(137)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(sqlalchemy.MetaData, "create_all", killed)
         main(["sweep", "sweep.yaml", "--trials", "1"])
-    assert not (SWEEP / "trials.db").exists()
     main(["sweep", "sweep.yaml", "--trials", "1"])
     assert len(trials()) == 1
 
 
-def test_repeats_give_the_mean_over_seeds(small: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write_sweep(small, pruner="none")
+def test_repeats_give_the_mean_over_seeds(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(quick, pruner="none")
     main(["sweep", "sweep.yaml", "--trials", "2", "--repeats", "3"])
     assert {name: run["seed_everything"] for name, run in runs().items()} == {f"version_{n}": n for n in range(6)}
     for trial in trials():
         best = [max(v for _, v in curves(SWEEP / f"version_{3 * trial.number + n}")["val/acc"]) for n in range(3)]
         assert trial.user_attrs["scores"] == best
         assert trial.value == pytest.approx(sum(best) / 3)
-    assert " ?" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert " ?" not in out
+    assert "trial  val/acc  sd " in out
 
 
-def test_a_hopeless_trial_is_stopped(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hopeless_trial_is_stopped(quick: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
     main(["sweep", "sweep.yaml", "--trials", "3"])
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "PRUNED", "COMPLETE"]
@@ -173,7 +204,7 @@ def test_a_hopeless_trial_is_stopped(small: str, monkeypatch: pytest.MonkeyPatch
     assert not [*SWEEP.glob("version_1/checkpoints/*")]
 
 
-def test_the_last_validation_stops_no_trial(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_validation_stops_no_trial(quick: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def at_the_second(trial: optuna.Trial) -> bool:
         return len(trial.storage.get_trial(trial._trial_id).intermediate_values) == 2
 
@@ -183,16 +214,16 @@ def test_the_last_validation_stops_no_trial(small: str, monkeypatch: pytest.Monk
 
 
 def test_a_trial_that_diverges_or_fails_counts(
-    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = TrialRun.train
 
-    def train(self: TrialRun) -> None:
+    def train(self: TrialRun) -> float:
         if self.folder.name == "version_1":
             raise SettingError("batch_size", 3, "another number")
         if self.folder.name == "version_0":
             self.model.optimizer = lambda weights: SGD(weights, lr=1e30)
-        original(self)
+        return original(self)
 
     monkeypatch.setattr(TrialRun, "train", train)
     main(["sweep", "sweep.yaml", "--trials", "3"])
@@ -203,7 +234,7 @@ def test_a_trial_that_diverges_or_fails_counts(
 
 
 def test_a_trial_that_is_stopped_is_given_anew(
-    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(TrialRun, "train", lambda self: sys.exit(130))
@@ -212,6 +243,57 @@ def test_a_trial_that_is_stopped_is_given_anew(
     main(["sweep", "sweep.yaml", "--trials", "2"])
     assert [trial.state.name for trial in trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert trials()[0].params == trials()[1].params
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the user's network"), OutputError("the disk is full")])
+def test_settings_that_fail_three_times_count_as_pruned(
+    error: Exception, quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk is no fault of the settings, nor is a signal."""
+
+    def train(self: TrialRun) -> float:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRun, "train", train)
+        for _ in range(3):
+            with pytest.raises((RuntimeError, SystemExit), match=str(error)):
+                main(["sweep", "sweep.yaml", "--trials", "1"])
+    if isinstance(error, RuntimeError):
+        with pytest.raises(SystemExit, match=r"none of the trials in .* has finished"):
+            main(["sweep", "sweep.yaml", "--trials", "1"])
+        assert "given up: 3 attempts were killed, or ended with an error\n" in capsys.readouterr().out
+    else:
+        main(["sweep", "sweep.yaml", "--trials", "1"])
+    assert len({str(trial.params) for trial in trials()}) == 1
+    assert Counter(trial.state.name for trial in trials())["FAIL"] == 3
+
+
+def test_a_run_without_a_validation_has_no_score(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(quick, trainer={"check_val_every_n_epoch": 5})
+    with pytest.raises(SystemExit, match=r"none of the trials in .* has finished"):
+        main(["sweep", "sweep.yaml", "--trials", "1"])
+    assert "ended before its first validation; see trainer.check_val_every_n_epoch" in capsys.readouterr().out
+    assert trials()[0].state == TrialState.PRUNED
+
+
+def test_the_report_shows_only_what_the_trials_can_show(
+    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here, all scores are equal, and there is one seed. pytest turns the warning of Optuna into an error."""
+    monkeypatch.setattr(TrialRun, "train", lambda self: 0.5)
+    main(["sweep", "sweep.yaml", "--trials", "3"])
+    out = capsys.readouterr().out
+    assert "Importance" not in out
+    assert "trial  val/acc  batch_size  lr\n" in out
+    write_sweep(quick, {"data.fade": {"float": [0, 0.5]}})
+    scores = iter([0.5, 0.6, 0.7])
+    monkeypatch.setattr(TrialRun, "train", lambda self: next(scores))
+    main(["sweep", "sweep.yaml", "--trials", "3"])
+    assert "Importance" not in capsys.readouterr().out
+
+
+FADE = {"data.fade": {"float": [0, 0.5]}}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +319,16 @@ def test_a_trial_that_is_stopped_is_given_anew(
         ({"search": {"data.batch_size": {"choice": [[1]]}}}, "data.batch_size is {'choice': .*each choice must be"),
         ({"search": {"data.fade": {"log_float": [0, 1]}}}, "data.fade is {'log_float': .*low > 0"),
         ({"search": {"seed_everything": {"int": [0, 1]}}}, "the sweep itself sets seed_everything"),
-        ({"search": {"data.batch_size": {"int": [1, 2]}, "data.val_size": 0}}, "expected a new run .* with validation"),
+        ({"base": ""}, "base is ; expected a file"),
+        ({"search": {"data.batch_size": {"int": [1, 5.5]}}}, "data.batch_size is {'int': .*must be whole numbers"),
+        ({"search": {"data.batch_size": {"int": [1, 10**30]}}}, "data.batch_size is {'int': .*must be whole numbers"),
+        ({"search": {"data.fade": {"float": [0, math.inf]}}}, "data.fade is {'float': .*must be numbers"),
+        ({"search": {"data.batch_size": {"choice": "ab"}}}, "data.batch_size is {'choice': .*one or more"),
+        ({"search": FADE | {"print_config": ""}}, "print_config is : a flag such as --help trains nothing"),
+        ({"search": FADE | {"model.network.help": "LeNet"}}, "model.network.help is LeNet: a flag such as --help"),
+        ({"search": FADE | {"data.val_size": 0}}, "expected validation images: data.val_size"),
+        ({"search": FADE | {"trainer.devices": 2}}, "expected one device for each trial: trainer.devices: 1"),
+        ({"search": FADE | {"trainer.fast_dev_run": 1}}, "expected the usual logger: no trainer.logger, trainer.fast"),
     ],
 )
 def test_a_mistake_is_named_before_the_first_trial(keys: dict[str, Any], words: str, small: str) -> None:
@@ -248,15 +339,41 @@ def test_a_mistake_is_named_before_the_first_trial(keys: dict[str, Any], words: 
     assert not Path("lightning_logs").exists()
 
 
-def test_wrong_flags(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--trials=0", "--workers=0", "--repeats=-1"):
         with pytest.raises(SystemExit, match=r"^2$"):
             main(["sweep", "sweep.yaml", flag])
         assert "expected at least 1" in capsys.readouterr().err
-    for url in ("nonsense", "postgresql://nobody@127.0.0.1:1/none"):
-        with pytest.raises(SystemExit, match="--storage: the storage can't be used"):
+    refused = "connection failed: .*refused"
+    for url, words in {
+        "": "Could not parse SQLAlchemy URL",
+        "nonsense": "Could not parse SQLAlchemy URL",
+        "postgresql://nobody@127.0.0.1:1/none": refused,
+        "postgres://nobody@127.0.0.1:1/none": refused,
+        "postgresql://nobody@127.0.0.1:port/none": "invalid literal",
+    }.items():
+        with pytest.raises(SystemExit, match=f"--storage: the storage can't be used: {words}"):
             main(["sweep", "sweep.yaml", f"--storage={url}"])
     assert not Path("lightning_logs").exists()
+
+
+def test_a_file_that_can_not_be_used_is_named(quick: str) -> None:
+    lock = Path("lightning_logs/.sweep.lock")
+    lock.mkdir(parents=True)
+    with pytest.raises(SystemExit, match=f"sweep: error: .*{lock} can't be used: Is a directory"):
+        main(["sweep", "sweep.yaml"])
+    lock.rmdir()
+    other = Path("lightning_logs/sweep_0/search.yaml")  # of another sweep, and of no use
+    other.parent.mkdir()
+    other.write_bytes(b"\xff")
+    main(["sweep", "sweep.yaml", "--trials", "1"])
+    database = Path("lightning_logs/sweep_1/trials.db")
+    database.write_bytes(b"nonsense" * 1000)
+    with pytest.raises(SystemExit, match=f"sweep: error: {database} can't be used: file is not a database"):
+        main(["sweep", "sweep.yaml", "--trials", "1"])
+    database.unlink()
+    with pytest.raises(SystemExit, match="lightning_logs/sweep_1 has runs of trials that its database does not know"):
+        main(["sweep", "sweep.yaml", "--trials", "1"])
 
 
 def test_without_optuna_one_line_says_what_to_install(workplace: Path) -> None:
@@ -277,18 +394,15 @@ def test_a_planted_optimum_is_found_better_than_by_chance(monkeypatch: pytest.Mo
     search = {"lr": {"log_float": [1e-3, 10]}, "momentum": {"float": [0, 1]}, "batch": {"choice": [16, 32, 64, 128]}}
     monkeypatch.setattr(Study, "_score", planted)
     monkeypatch.setattr(Study, "_print_line", lambda *_: None)
-    monkeypatch.setattr(InMemoryStorage, "record_heartbeat", lambda *_: None, raising=False)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     def best(sampler: str, seed: int) -> float:
-        what = Search(tmp_path, search, sampler, seed=1000 * seed)
-        study = Study(optuna.create_study(direction="maximize"), what, tmp_path, 1, 30)
+        sampled = Search(tmp_path, search, sampler, seed=1000 * seed)
+        study = Study(optuna.create_study(direction="maximize"), sampled, tmp_path, 1, 30)
         study.work()
         return study.best(1)[0].values[0]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optuna.storages.fail_stale_trials", lambda study: None)
-        wins = sum(best("tpe", seed) > best("random", seed) for seed in range(20))
+    wins = sum(best("tpe", seed) > best("random", seed) for seed in range(20))
     assert sum(math.comb(20, k) for k in range(wins, 21)) / 2**20 < 0.05
 
 
@@ -358,6 +472,17 @@ def test_a_killed_worker_is_noticed_and_the_others_go_on(real: list[str], progra
     assert "Train best:" in out
     check_counts(trials(), 6)
     assert any(t.state == TrialState.FAIL and t.params for t in trials())
+
+
+@pytest.mark.slow
+def test_the_end_of_all_workers_is_told(real: list[str], program: Program) -> None:
+    process = program(*real, "6", "--workers", "2")
+    wait_for(lambda: len(running()) == 2)
+    for run in running():
+        os.kill(worker_of(run), signal.SIGKILL)
+    err = process.communicate()[1]
+    assert process.returncode == 1
+    assert "error: the workers ended with the exit codes [-9, -9], before all trials were done.\nContinue: " in err
 
 
 def worker_of(run: Path) -> int:

@@ -23,6 +23,16 @@ RANGES: dict[str, Callable[..., Any]] = {
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {"tpe": TPESampler, "random": RandomSampler}
 PRUNERS: dict[str, Callable[[], BasePruner]] = {"median": MedianPruner, "none": NopPruner}
 RESERVED = {"seed_everything", "ckpt_path", "config", "trainer.logger", "trainer.default_root_dir"}
+LARGEST = 2**53  # The largest end of a range. Optuna computes with floats, which skip whole numbers above this one.
+
+# What each key of the file accepts. `true` is an int for Python, so the type is compared.
+KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "base": ("a file such as fast.yaml", lambda value: isinstance(value, str) and value != ""),
+    "sampler": (" or ".join(SAMPLERS), lambda value: value in [*SAMPLERS]),
+    "pruner": (" or ".join(PRUNERS), lambda value: value in [*PRUNERS]),
+    "trials": ("1 to 1000000", lambda value: type(value) is int and 1 <= value <= 10**6),
+    "seed": (f"0 to {2**31}", lambda value: type(value) is int and 0 <= value <= 2**31),
+}
 
 
 class Search(NamedTuple):
@@ -51,35 +61,26 @@ class Search(NamedTuple):
         Raises:
             ConfigurationError: The file can't be used. The message names the key.
         """
-
-        def wrong(key: str, value: object, expected: str) -> ConfigurationError:
-            return ConfigurationError(f"{path}: {key} is {in_a_line(value)}; expected {expected}")
-
         content = {"base": None, "search": None, **configuration.read(path)}
         if unknown := content.keys() - set(cls._fields):
             raise ConfigurationError(f"{path}: unknown key {min(unknown)}; expected {', '.join(cls._fields)}")
-        for key, names in {"sampler": [*SAMPLERS], "pruner": [*PRUNERS]}.items():
-            if content.get(key, names[0]) not in names:
-                raise wrong(key, content[key], " or ".join(names))
-        for key, (low, high) in {"trials": (1, 10**6), "seed": (0, 2**31)}.items():
-            value = content.get(key, low)
-            if type(value) is not int or not low <= value <= high:  # `true` is an int for Python
-                raise wrong(key, value, f"{low} to {high}")
-        if not isinstance(content["base"], str):
-            raise wrong("base", content["base"], "a file such as fast.yaml")
+        for key, (expected, is_right) in KEYS.items():
+            if key in content and not is_right(content[key]):
+                raise ConfigurationError(f"{path}: {key} is {in_a_line(content[key])}; expected {expected}")
         ranges = content["search"]
         if not isinstance(ranges, dict) or not any(isinstance(value, dict) for value in ranges.values()):
             raise ConfigurationError(f"{path}: search has no range; expected `data.batch_size: {{int: [32, 256]}}`")
         search = cls(**content | {"base": path.parent / content["base"]})
         configuration.read(search.base)
-        for key, spec in ranges.items():
+        for key, value in ranges.items():
             if key in RESERVED:
                 raise ConfigurationError(f"{path}: search: the sweep itself sets {key}")
             try:
                 search.probes(key)
             except (KeyError, TypeError, ValueError) as error:
                 expected = "a value, {float: [0, 1]}, {log_float: [0.01, 1]}, {int: [1, 5]} or {choice: [32, 64]}"
-                raise wrong(f"search: {key}", spec, f"{expected}: {in_a_line(error)}") from error
+                found = f"{path}: search: {key} is {in_a_line(value)}"
+                raise ConfigurationError(f"{found}; expected {expected}: {in_a_line(error)}") from error
         return search
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
@@ -96,26 +97,30 @@ class Search(NamedTuple):
             return [spec]
         ((kind, values),) = spec.items()
         if kind == "choice":
-            if not all(value is None or isinstance(value, bool | int | float | str) for value in values):
-                raise ValueError("each choice must be a number, a text, true, false or null")
+            kinds = (bool, int, float, str, type(None))
+            if not isinstance(values, list) or not values or not all(isinstance(value, kinds) for value in values):
+                raise ValueError("one or more choices are needed; each choice must be a number, a text, a bool or null")
         else:
             low, high = values
+            numbers = (int,) if kind == "int" else (int, float)
+            if not all(type(end) in numbers and abs(end) <= LARGEST for end in values):
+                raise ValueError(f"both ends must be {'whole ' if kind == 'int' else ''}numbers, at most 2**53")
             values = [low, high, low + (high - low) // 3 if kind == "int" else low + (high - low) / 3]
-        return [self._suggest(FixedTrial({key: value}), key) for value in values or [None]]
+        return [self._suggest(FixedTrial({key: value}), key) for value in values]
 
-    def own_settings(self, config: Namespace) -> dict[str, Any]:
-        """Return the settings of the base that lie in their ranges.
+    def settings_of(self, config: Namespace) -> dict[str, Any]:
+        """Return the settings of a configuration that lie in their ranges.
 
         Args:
             config: The configuration of a run, with all defaults.
         """
-        own = {}
+        inside = {}
         for key in (key for key, spec in self.search.items() if isinstance(spec, dict)):
-            # A short name of a flag, or a value outside the range. Optuna warns of some of these values.
+            # The key may be a short name of a flag, or its value outside the range. Optuna only warns of some values.
             with warnings.catch_warnings(action="error"), suppress(KeyError, TypeError, ValueError, UserWarning):
                 self._suggest(FixedTrial({key: config[key]}), key)
-                own[key] = config[key]
-        return own
+                inside[key] = config[key]
+        return inside
 
     def _suggest(self, trial: BaseTrial, key: str) -> Any:
         if not isinstance(spec := self.search[key], dict):

@@ -5,26 +5,25 @@ import itertools
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 import optuna
-from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages._heartbeat import get_heartbeat_thread
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import OutOfMemoryError
 
 from mnist_lightning.errors import ArchiveError, OutputError, UserError, in_a_line
-from mnist_lightning.files import written_whole
-from mnist_lightning.use.sweep.search import PRUNERS, SAMPLERS, Search
+from mnist_lightning.use.sweep.life import Watch, signs_of_life
+from mnist_lightning.use.sweep.search import SAMPLERS, Search
 from mnist_lightning.use.sweep.trial_run import TrialRun
 
 KEPT = 5  # the best trials, which keep their checkpoints
-HEARTBEAT, SILENCE = 5, 30  # seconds between two signs of life of a trial, and until it is given to another worker
+ATTEMPTS = 3  # how often settings may fail, or kill their process. Then they count as pruned, so that a sweep ends.
+FAILURES = "failures"  # an attribute of a trial: how often its settings have failed before
 
 
 class Study(NamedTuple):
@@ -65,9 +64,10 @@ class Study(NamedTuple):
         Args:
             goes_on: Is asked before each trial.
         """
-        waits = False
+        watch, waits = Watch(), False
         while goes_on() and len(self.done()) < self.size:
-            self._fail_trials_of_dead_workers()
+            for trial in watch.silent(self.trials(TrialState.RUNNING)):
+                self._fail(trial.number, is_failure=True)
             if self.trials(TrialState.WAITING) or self._count_before(math.inf) < self.size:
                 self._run_trial()
                 continue
@@ -76,13 +76,13 @@ class Study(NamedTuple):
             waits = True
             time.sleep(1)
 
-    def _fail_trials_of_dead_workers(self) -> None:
-        optuna.storages.fail_stale_trials(self.record)
-        for trial in self.trials(TrialState.RUNNING):
-            # Killed before its first sign of life. Optuna would wait for it forever.
-            started = trial.datetime_start
-            if not trial.params and started and time.time() - started.timestamp() > SILENCE:
-                self.record.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    def _fail(self, number: int, is_failure: bool) -> None:
+        """Tell that a trial has failed, and queue its settings, unless another worker has done this."""
+        with suppress(UpdateFinishedTrialError, ValueError):
+            trial = self.record.tell(number, state=TrialState.FAIL)
+            # A trial that ended early may not have received all settings that it was queued with.
+            settings = trial.system_attrs.get("fixed_params", {}) | trial.params
+            self.record.enqueue_trial(settings, {FAILURES: trial.user_attrs.get(FAILURES, 0) + is_failure})
 
     def _count_before(self, number: float) -> int:
         """Return how many trials with lower numbers count, or will count."""
@@ -90,30 +90,38 @@ class Study(NamedTuple):
         return sum(trial.number < number for trial in trials)
 
     def _run_trial(self) -> None:
+        """Run one trial. `Study.optimize` would leave a trial running that a signal stops."""
         trial, start = self.record.ask(), time.perf_counter()
+        if self._count_before(trial.number) >= self.size:  # two workers have asked for the last trial
+            self.record.tell(trial, state=TrialState.FAIL)
+            return
         score, state, note = None, TrialState.FAIL, ""
-        # `Study.optimize` would leave a trial that a signal stops as running.
-        with get_heartbeat_thread(trial._trial_id, self.record._storage):
+        with signs_of_life(trial):
             try:
-                if self._count_before(trial.number) < self.size:  # otherwise, two workers have asked for the last trial
-                    # Each trial has a seed of its own: workers must not choose alike, nor a sweep that goes on.
-                    self.record.sampler = SAMPLERS[self.search.sampler](seed=self.search.seed + trial.number)
-                    score = self._score(trial, self.search.suggest(trial))
-                    state = TrialState.COMPLETE
+                score, state = self._score(trial, self._settings(trial)), TrialState.COMPLETE
             except optuna.TrialPruned as error:
                 state, note = TrialState.PRUNED, str(error)
             except UpdateFinishedTrialError:
                 note = "given to another worker"  # because this process was suspended for a while
-            except BaseException:  # a signal, a full disk, or an error in the user's network
-                self.record.enqueue_trial(
-                    self.trials()[trial.number].system_attrs.get("fixed_params", {}) | trial.params
-                )
-                self.record.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            except BaseException as error:  # an error in the user's network, a signal or a full disk
+                self._fail(trial.number, is_failure=not isinstance(error, SystemExit | UserError))
                 raise
-        told = self.record.tell(trial, score, state, skip_if_finished=True)
+            told = self.record.tell(trial, score, state, skip_if_finished=True)
         self._remove_checkpoints()
-        if told.params:
-            self._print_line(told, time.perf_counter() - start, note)
+        self._print_line(told, time.perf_counter() - start, note)
+
+    def _settings(self, trial: Trial) -> dict[str, Any]:
+        """Choose the settings of a trial.
+
+        Raises:
+            TrialPruned: The settings have failed too often.
+        """
+        # Each trial has a seed of its own: workers must not choose alike, nor a sweep that goes on.
+        self.record.sampler = SAMPLERS[self.search.sampler](seed=self.search.seed + trial.number)
+        settings = self.search.suggest(trial)
+        if trial.user_attrs.get(FAILURES, 0) == ATTEMPTS:
+            raise optuna.TrialPruned(f"given up: {ATTEMPTS} attempts were killed, or ended with an error")
+        return settings
 
     def _score(self, trial: Trial, settings: dict[str, Any]) -> float:
         """Train with some settings, and return the mean of the best `val/acc` of each run.
@@ -132,14 +140,13 @@ class Study(NamedTuple):
             gc.collect()  # or the images of several earlier runs stay in memory
             try:
                 run = TrialRun(self.search.base, settings | {"seed_everything": seed}, folder, is_hopeless)
-                run.train()
+                scores.append(run.train())
             except (OutputError, ArchiveError):
                 raise
             except (UserError, OutOfMemoryError) as error:
                 raise optuna.TrialPruned(in_a_line(error)) from error
             if run.scores.stopped:
                 raise optuna.TrialPruned("pruned")
-            scores.append(run.scores.best)
         trial.set_user_attr("scores", scores)
         return mean(scores)
 
@@ -163,49 +170,6 @@ class Study(NamedTuple):
 def best_of(trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return sorted(complete, key=lambda trial: trial.values[0], reverse=True)[:count]
-
-
-def database_in(folder: Path) -> str:
-    """Return the URL of the database of trials in a folder. Make it, if there is none.
-
-    SQLite commits each table by itself. A kill would leave a database without the index that keeps names unique.
-    """
-    file = folder / "trials.db"
-    with FileLock(folder / ".lock"):
-        if not file.exists():
-            with written_whole(file) as partial:
-                storage = optuna.storages.RDBStorage(f"sqlite:///{partial.absolute()}")
-                storage.remove_session()
-                storage.engine.dispose()
-    return f"sqlite:///{file.absolute()}"
-
-
-def open_record(url: str, name: str, pruner: str) -> optuna.Study:
-    """Open Optuna's record of trials in a database, or make it.
-
-    Raises:
-        UserError: The database can't be used.
-    """
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)
-    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")  # `_run_trial` sends it
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for attempts_left in (2, 1, 0):
-        try:
-            storage = optuna.storages.RDBStorage(
-                url.replace("postgresql://", "postgresql+psycopg://"),
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {},
-                heartbeat_interval=HEARTBEAT,
-                grace_period=SILENCE,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            )
-            return optuna.create_study(
-                storage=storage, pruner=PRUNERS[pruner](), study_name=name, direction="maximize", load_if_exists=True
-            )
-        except Exception as error:  # of Optuna, SQLAlchemy or a driver
-            if not attempts_left:
-                raise UserError(f"the storage can't be used: {in_a_line(error)}", "storage") from error
-            time.sleep(1)  # another machine may be making the tables: PostgreSQL then refuses to make them
-    raise AssertionError  # for the type checker
 
 
 def short(key: str) -> str:

@@ -29,14 +29,15 @@ class Scores(Callback):
     """
 
     def __init__(self, is_hopeless: IsHopeless) -> None:
-        self.is_hopeless, self.best, self.stopped = is_hopeless, 0.0, False
+        self.is_hopeless, self.stopped = is_hopeless, False
+        self.best: float | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         score = trainer.callback_metrics["val/acc"].item()
-        self.best, hopeless = max(self.best, score), self.is_hopeless(score)
-        if hopeless and trainer.global_step < trainer.estimated_stepping_batches:
+        self.best = score if self.best is None else max(self.best, score)
+        if self.is_hopeless(score) and trainer.global_step < trainer.estimated_stepping_batches:
             self.stopped = trainer.should_stop = True  # the run ends as any other, so its curves are complete
 
 
@@ -58,23 +59,28 @@ class TrialRun(RunCLI):
     ) -> None:
         self.folder, self.scores = folder, Scores(is_hopeless)
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(io.StringIO()) as said:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
                 super().__init__("fit", [f"--config={base}", *(f"--{key}={text}" for key, text in texts.items())])
-        except SystemExit as error:
-            if error.code != 2:  # a signal
+        except SystemExit as stop:
+            if stop.code not in (None, 0, 2):  # a signal
                 raise
-            raise UserError(said.getvalue().partition("error: ")[2].partition("\nSee ")[0]) from error
+            message = said.getvalue().partition("error: ")[2].partition("\nSee ")[0]
+            raise UserError(message or "a flag such as --help trains nothing; expected a setting") from stop
 
-    def train(self) -> None:
-        """Train, and keep the best checkpoint alone.
+    def train(self) -> float:
+        """Train, keep the best checkpoint alone, and return the best `val/acc`.
 
         Raises:
-            UserError: The run can't be trained, or it has diverged.
+            UserError: The run can't be trained, has diverged, or has no validation.
         """
         with errors_of_lightning(self.trainer):
             self.trainer.fit(self.model, self.datamodule)
         (self.folder / "checkpoints/last.ckpt").unlink(missing_ok=True)
+        if self.scores.best is None:
+            raise UserError("the run ended before its first validation; see trainer.check_val_every_n_epoch")
+        return self.scores.best
 
     def run_logger(self) -> RunLogger:
         return RunLogger(self.folder.parent, folders.version(self.folder))
@@ -96,19 +102,29 @@ def check(search: Search, path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: A value can't be used. The message names the key.
     """
-    settings: dict[str, Any] = {}
-    own: dict[str, Any] = {}
-    probes = [("base", search.base)] + [(key, value) for key in search.search for value in search.probes(key)[::-1]]
-    for key, value in probes:  # the last value of a key stays, while other keys are tried
-        settings |= {key: value} if key in search.search else {}
+
+    def build(key: str, value: object, settings: dict[str, Any]) -> TrialRun:
         try:
-            run = TrialRun(search.base, settings, Path("version_0"))
+            return TrialRun(search.base, settings, Path("version_0"))
         except UserError as error:
             raise ConfigurationError(f"{path}: {key} is {value}: {error}") from error
-        if key == "base":
-            own = search.own_settings(run.config)
-    logger, limit, size = run.trainer.logger, run.trainer.limit_val_batches, run.trainer.world_size
-    if run.start or not isinstance(logger, RunLogger) or not limit or size > 1:
-        expected = "a new run on one device, with validation images and the usual logger"
-        raise ConfigurationError(f"{path}: base is {search.base}; expected {expected}")
+
+    run = build("base", search.base, {})
+    own, settings = search.settings_of(run.config), dict[str, Any]()
+    for key in search.search:
+        for value in reversed(search.probes(key)):  # the first value stays while other keys are tried
+            settings[key] = value
+            run = build(key, value, settings)
+    trainer = run.trainer
+    for is_wrong, expected in (
+        (run.start, "no ckpt_path: each trial is a new run"),
+        (trainer.world_size > 1, "one device for each trial: trainer.devices: 1"),
+        (not trainer.limit_val_batches, "validation images: data.val_size and trainer.limit_val_batches above 0"),
+        (
+            not isinstance(trainer.logger, RunLogger),
+            "the usual logger: no trainer.logger, trainer.fast_dev_run or trainer.barebones",
+        ),
+    ):
+        if is_wrong:
+            raise ConfigurationError(f"{path}: base is {search.base}; expected {expected}")
     return own
