@@ -529,47 +529,73 @@ def test_a_worker_that_was_suspended_does_not_count_twice(real: list[str], progr
 # Several machines.
 
 
-@pytest.fixture
-def postgresql() -> Iterator[str]:
+class PostgreSQL:
     """A server of PostgreSQL with an empty database. It refuses to run as root, so root gives it to another user."""
+
+    def __init__(self, programs: str) -> None:
+        self.programs, self.folder = programs, tempfile.mkdtemp()  # pytest's folders are closed to other users
+        self.user = {"user": "postgres"} if os.getuid() == 0 else {}
+        if self.user:
+            shutil.chown(self.folder, "postgres")
+        options = ["-D", f"{self.folder}/data", "-A", "trust", "-U", "sweep", "--no-sync"]
+        subprocess.run([f"{programs}/initdb", *options], check=True, capture_output=True, cwd=self.folder, **self.user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"postgresql://sweep@127.0.0.1:{self.port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        options = ["-D", f"{self.folder}/data", "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.server = subprocess.Popen([f"{self.programs}/postgres", *options], cwd=self.folder, **silent, **self.user)
+        wait_for(
+            lambda: subprocess.run([f"{self.programs}/pg_isready", "-qh127.0.0.1", f"-p{self.port}"]).returncode == 0
+        )
+
+    def stop(self) -> None:
+        self.server.send_signal(signal.SIGINT)
+        self.server.wait()
+
+
+@pytest.fixture
+def postgresql() -> Iterator[PostgreSQL]:
     if not (found := sorted(glob.glob("/usr/lib/postgresql/*/bin"))):
         pytest.skip("needs Debian's package postgresql")
-    folder = tempfile.mkdtemp()  # pytest's folders are closed to other users
-    user = {"user": "postgres"} if os.getuid() == 0 else {}
-    if user:
-        shutil.chown(folder, "postgres")
-    initdb = [f"{found[-1]}/initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "sweep", "--no-sync"]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [f"{found[-1]}/postgres", "-D", f"{folder}/data", "-p", str(port), "-k", "", "-h", "127.0.0.1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **user)
+    server = PostgreSQL(found[-1])
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder)
 
-    def accepts() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
 
-    try:
-        wait_for(accepts)
-        time.sleep(1)
-        yield f"postgresql://sweep@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-        shutil.rmtree(folder)
+@pytest.mark.slow
+def test_a_trial_survives_a_restart_of_the_database(real: list[str], program: Program, postgresql: PostgreSQL) -> None:
+    """If the database stays away, one line says so."""
+    write_sweep(DATA, {"data.fade": {"float": [0, 0.5]}}, trainer={"limit_train_batches": 1500, "max_epochs": 1})
+    process = program(*real, "2", "--storage", postgresql.url)
+    wait_for(running)
+    postgresql.stop()
+    time.sleep(6)  # longer than the time between two signs of life
+    postgresql.start()
+    wait_for(lambda: len(folders.list_runs(SWEEP)) == 2 and running())
+    postgresql.stop()
+    out, err = process.communicate()
+    assert " 1 of 2  trial 0  val/acc" in out
+    assert process.returncode == 1
+    assert err.startswith("python -m mnist_lightning sweep: error: --storage: the storage can't be used: connection")
+    assert err.count("\n") <= 2
 
 
 @pytest.mark.slow
 def test_two_machines_share_a_database_and_one_dies(
-    real: list[str], program: Program, postgresql: str, monkeypatch: pytest.MonkeyPatch
+    real: list[str], program: Program, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each machine is a process in a folder of its own."""
     here, other = Path.cwd(), Path("other").resolve()
     other.mkdir()
     for name in ("base.yaml", "sweep.yaml"):
         shutil.copy(name, other)
-    line = [*real, "12", "--storage", postgresql]
+    line = [*real, "12", "--storage", postgresql.url]
     first = program(*line)
     monkeypatch.chdir(other)
     second = program(*line)
@@ -578,7 +604,7 @@ def test_two_machines_share_a_database_and_one_dies(
     out, err = second.communicate()
     assert err == ""
     assert "Train best:" in out
-    url = postgresql.replace("://", "+psycopg://")
+    url = postgresql.url.replace("://", "+psycopg://")
     found = trials(url)
     assert sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in found) == 12
     assert any(t.state == TrialState.FAIL and t.params for t in found)
