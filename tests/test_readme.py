@@ -100,7 +100,8 @@ def place(run: Run, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def type_in(words: list[str], run: Run) -> None:
     """Run a command on the small data, with a limit on its epochs."""
-    here = {"/path/to/version_3": "lightning_logs/version_0", "30": "4"}  # 30 epochs
+    here = {"/path/to/version_3": "lightning_logs/version_0", "30": "4"}  # 30 epochs or trials
+    here["lightning_logs/sweep_0/version_7"] = "lightning_logs/sweep_0/version_0"
     verb, *arguments = (here.get(word, word) for word in words)
     if "gpu" in arguments:
         devices = int(arguments[arguments.index("--trainer.devices") + 1]) if "--trainer.devices" in arguments else 1
