@@ -71,6 +71,13 @@ def quick(small: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return small
 
 
+@pytest.fixture
+def untrained(quick: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, and no trial is trained: each has the score 0.5."""
+    monkeypatch.setattr(TrialRun, "train", lambda self: 0.5)
+    return quick
+
+
 def speak() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -136,7 +143,7 @@ def test_no_value_of_a_range_takes_the_place_of_the_base(small: str) -> None:
 
 
 def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
-    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its trial is a second attempt, so it has settings from the start."""
     main(["sweep", "sweep.yaml", "--trials", "1"])
@@ -168,7 +175,7 @@ def test_only_a_trial_without_new_signs_of_life_is_silent(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("made", [1, 4])
 def test_a_sweep_survives_a_kill_while_its_database_is_made(
-    made: int, quick: str, monkeypatch: pytest.MonkeyPatch
+    made: int, untrained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = sqlalchemy.MetaData.create_all
 
@@ -234,7 +241,7 @@ def test_a_trial_that_diverges_or_fails_counts(
 
 
 def test_a_trial_that_is_stopped_is_given_anew(
-    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(TrialRun, "train", lambda self: sys.exit(130))
@@ -247,7 +254,7 @@ def test_a_trial_that_is_stopped_is_given_anew(
 
 @pytest.mark.parametrize("error", [RuntimeError("in the user's network"), OutputError("the disk is full")])
 def test_settings_that_fail_three_times_count_as_pruned(
-    error: Exception, quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A full disk is no fault of the settings, nor is a signal."""
 
@@ -278,15 +285,14 @@ def test_a_run_without_a_validation_has_no_score(quick: str, capsys: pytest.Capt
 
 
 def test_the_report_shows_only_what_the_trials_can_show(
-    quick: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here, all scores are equal, and there is one seed. pytest turns the warning of Optuna into an error."""
-    monkeypatch.setattr(TrialRun, "train", lambda self: 0.5)
     main(["sweep", "sweep.yaml", "--trials", "3"])
     out = capsys.readouterr().out
     assert "Importance" not in out
     assert "trial  val/acc  batch_size  lr\n" in out
-    write_sweep(quick, {"data.fade": {"float": [0, 0.5]}})
+    write_sweep(untrained, {"data.fade": {"float": [0, 0.5]}})
     scores = iter([0.5, 0.6, 0.7])
     monkeypatch.setattr(TrialRun, "train", lambda self: next(scores))
     main(["sweep", "sweep.yaml", "--trials", "3"])
@@ -357,7 +363,7 @@ def test_wrong_flags(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_a_file_that_can_not_be_used_is_named(quick: str) -> None:
+def test_a_file_that_can_not_be_used_is_named(untrained: str) -> None:
     lock = Path("lightning_logs/.sweep.lock")
     lock.mkdir(parents=True)
     with pytest.raises(SystemExit, match=f"sweep: error: .*{lock} can't be used: Is a directory"):
@@ -372,6 +378,7 @@ def test_a_file_that_can_not_be_used_is_named(quick: str) -> None:
     with pytest.raises(SystemExit, match=f"sweep: error: {database} can't be used: file is not a database"):
         main(["sweep", "sweep.yaml", "--trials", "1"])
     database.unlink()
+    Path("lightning_logs/sweep_1/version_0").mkdir()
     with pytest.raises(SystemExit, match="lightning_logs/sweep_1 has runs of trials that its database does not know"):
         main(["sweep", "sweep.yaml", "--trials", "1"])
 

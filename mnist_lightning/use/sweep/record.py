@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -29,14 +30,12 @@ def open_record(url: str, name: str, pruner: str) -> optuna.Study:
         address = address.set(drivername=POSTGRESQL.get(address.drivername, address.drivername))
         wait = {"timeout": 60} if url.startswith(FILE) else {"connect_timeout": 10}  # seconds
         options = {"connect_args": wait, "pool_pre_ping": True}  # connects again after a restart of the server
-        for seconds in (1, 1, 0):
-            try:
-                storage = optuna.storages.RDBStorage(address.render_as_string(hide_password=False), options)
-                break
-            except (IntegrityError, InternalError, ProgrammingError):
-                if not seconds:
-                    raise
-                time.sleep(seconds)  # PostgreSQL refuses to make tables that another machine is making
+        connect = partial(optuna.storages.RDBStorage, address.render_as_string(hide_password=False), options)
+        try:
+            storage = connect()
+        except (IntegrityError, InternalError, ProgrammingError):
+            time.sleep(3)  # PostgreSQL refuses to make tables that another machine is making
+            storage = connect()
         return optuna.create_study(
             storage=storage, pruner=PRUNERS[pruner](), study_name=name, direction="maximize", load_if_exists=True
         )

@@ -22,7 +22,9 @@ from mnist_lightning.use.sweep.search import SAMPLERS, Search
 from mnist_lightning.use.sweep.trial_run import TrialRun
 
 KEPT = 5  # the best trials, which keep their checkpoints
-ATTEMPTS = 3  # how often settings may fail, or kill their process. Then they count as pruned, so that a sweep ends.
+ATTEMPTS = (
+    3  # Settings that have failed or killed their process so often count as pruned. Otherwise no sweep would end.
+)
 FAILURES = "failures"  # an attribute of a trial: how often its settings have failed before
 
 
@@ -62,7 +64,7 @@ class Study(NamedTuple):
         """Run trials until the study is done.
 
         Args:
-            goes_on: Is asked before each trial.
+            goes_on: Says whether to go on. It is called before each trial.
         """
         watch, waits = Watch(), False
         while goes_on() and len(self.done()) < self.size:
@@ -95,10 +97,15 @@ class Study(NamedTuple):
         if self._count_before(trial.number) >= self.size:  # two workers have asked for the last trial
             self.record.tell(trial, state=TrialState.FAIL)
             return
+        # Each trial has a seed of its own: workers must not choose alike, nor a sweep that goes on.
+        self.record.sampler = SAMPLERS[self.search.sampler](seed=self.search.seed + trial.number)
         score, state, note = None, TrialState.FAIL, ""
         with signs_of_life(trial):
             try:
-                score, state = self._score(trial, self._settings(trial)), TrialState.COMPLETE
+                settings = self.search.suggest(trial)
+                if trial.user_attrs.get(FAILURES, 0) == ATTEMPTS:
+                    raise optuna.TrialPruned(f"given up: {ATTEMPTS} attempts were killed, or ended with an error")
+                score, state = self._score(trial, settings), TrialState.COMPLETE
             except optuna.TrialPruned as error:
                 state, note = TrialState.PRUNED, str(error)
             except UpdateFinishedTrialError:
@@ -109,19 +116,6 @@ class Study(NamedTuple):
             told = self.record.tell(trial, score, state, skip_if_finished=True)
         self._remove_checkpoints()
         self._print_line(told, time.perf_counter() - start, note)
-
-    def _settings(self, trial: Trial) -> dict[str, Any]:
-        """Choose the settings of a trial.
-
-        Raises:
-            TrialPruned: The settings have failed too often.
-        """
-        # Each trial has a seed of its own: workers must not choose alike, nor a sweep that goes on.
-        self.record.sampler = SAMPLERS[self.search.sampler](seed=self.search.seed + trial.number)
-        settings = self.search.suggest(trial)
-        if trial.user_attrs.get(FAILURES, 0) == ATTEMPTS:
-            raise optuna.TrialPruned(f"given up: {ATTEMPTS} attempts were killed, or ended with an error")
-        return settings
 
     def _score(self, trial: Trial, settings: dict[str, Any]) -> float:
         """Train with some settings, and return the mean of the best `val/acc` of each run.

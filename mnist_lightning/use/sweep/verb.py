@@ -100,7 +100,9 @@ def open_study(search: Search, repeats: int, size: int, storage: str | None) -> 
     except OSError as error:
         raise OutputError(f"{error.filename or logs} can't be used: {error.strerror}") from error
     study = Study(record, search, folder, repeats, size)
-    if not study.trials() and any(folder.glob("version_*")):
+    with errors_of(storage):
+        is_new = not study.trials()
+    if is_new and any(folder.glob("version_*")):
         raise UserError(f"{folder} has runs of trials that its database does not know; move that folder")
     return study, storage
 
