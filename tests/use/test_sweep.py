@@ -114,7 +114,11 @@ def test_each_trial_is_a_run(small: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert {name: again[name] for name in trained} == trained
 
 
-def test_the_same_line_goes_on(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_line_goes_on(
+    untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = []
+    monkeypatch.setattr(TrialRun, "train", lambda self: seeds.append(self.config.seed_everything) or 0.5)
     main(["sweep", "sweep.yaml", "--trials", "1"])
     main(["sweep", "sweep.yaml", "--trials", "3"])
     main(["sweep", "sweep.yaml", "--trials", "3"])
@@ -122,21 +126,24 @@ def test_the_same_line_goes_on(quick: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.count("3 of 3 trials are done") == 2
     assert [trial.number for trial in trials()] == [0, 1, 2]
     assert len({trial.params["model.optimizer.init_args.lr"] for trial in trials()}) == 3
-    write_sweep(quick, seed=100)  # another sweep
+    assert seeds == [0, 1, 2]
+    write_sweep(untrained, seed=100)  # another sweep
     main(["sweep", "sweep.yaml", "--trials", "1"])
-    config = yaml.safe_load(Path("lightning_logs/sweep_1/version_0/config.yaml").read_text())
-    assert config["seed_everything"] == 100
+    assert seeds == [0, 1, 2, 100]
+    assert Path("lightning_logs/sweep_1/best.yaml").is_file()
 
 
-def test_the_first_trial_has_the_settings_of_the_base(small: str) -> None:
+def test_the_first_trial_has_the_settings_of_the_base(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base has the default `lr`, 0.001. Its batches of 128 images are no choice of this sweep."""
+    monkeypatch.setattr(TrialRun, "train", lambda self: 0.5)
     main(["sweep", "sweep.yaml", "--trials", "2"])
     first, second = (trial.params for trial in trials())
     assert first["model.optimizer.init_args.lr"] == 0.001 != second["model.optimizer.init_args.lr"]
     assert first["data.batch_size"] in (32, 64)
 
 
-def test_no_value_of_a_range_takes_the_place_of_the_base(small: str) -> None:
+def test_no_value_of_a_range_takes_the_place_of_the_base(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrialRun, "train", lambda self: 0.5)
     write_sweep(small, {"model.optimizer.init_args.lr": {"log_float": [0.01, 1]}})
     main(["sweep", "sweep.yaml", "--trials", "1"])
     assert "fixed_params" not in trials()[0].system_attrs

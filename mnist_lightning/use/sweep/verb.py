@@ -94,7 +94,7 @@ def open_study(search: Search, repeats: int, size: int, storage: str | None) -> 
         with FileLock(logs / ".sweep.lock"):
             folder = find_folder(logs, content.encode())
             if storage is None:
-                # The lock: a kill can leave a database without the index that keeps two workers from making a study.
+                # Under the lock, because a kill can leave a database without the index that prevents a second study.
                 storage = f"{FILE}{folder / 'trials.db'}"
                 record = open_record(storage, name, search.pruner)
     except OSError as error:
