@@ -22,9 +22,7 @@ from mnist_lightning.use.sweep.search import SAMPLERS, Search
 from mnist_lightning.use.sweep.trial_run import TrialRun
 
 KEPT = 5  # the best trials, which keep their checkpoints
-ATTEMPTS = (
-    3  # Settings that have failed or killed their process so often count as pruned. Otherwise no sweep would end.
-)
+ATTEMPTS = 3  # Settings that end so often with an error or a kill count as pruned. Otherwise, no sweep would end.
 FAILURES = "failures"  # an attribute of a trial: how often its settings have failed before
 
 
