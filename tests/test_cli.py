@@ -1,6 +1,7 @@
 """The table of verbs, and what every verb has in common."""
 
 import errno
+import gc
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from conftest import Program, Run
 from helpers import DATA, FIRST, LAST, ROOT, SECOND, load
 
-from mnist_lightning.cli import VERBS, main
+from mnist_lightning.cli import VERBS, imported, main
 from mnist_lightning.runs import folders
 
 
@@ -111,6 +112,21 @@ def test_a_damaged_status_hides_no_run(run: Run, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         run("runs", "nowhere")
     assert "there is no folder nowhere" in capsys.readouterr().err
+
+
+def test_the_garbage_collector_leaves_out_imported_objects_while_a_verb_runs() -> None:
+    assert gc.get_freeze_count() == 0
+    with imported("json:dumps") as function:
+        assert function is json.dumps
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_garbage_collector_is_on_after_a_failed_import() -> None:
+    with pytest.raises(ModuleNotFoundError), imported("nowhere:fit"):
+        pass
+    assert gc.isenabled()
 
 
 def test_200_runs_are_listed_in_a_second_without_torch(run: Run) -> None:
