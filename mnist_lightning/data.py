@@ -34,6 +34,7 @@ class MNISTDataModule(LightningDataModule):
         distortion: How strongly training images are distorted at random.
         fade: The share of the distortion that is gone at the last training step, in 0..1. It fades evenly. If the
             number of steps is unlimited, nothing fades.
+        resident: Whether all images are kept on the run's device. Then no batch is copied to it.
 
     Raises:
         SettingError: An argument is outside its range.
@@ -48,6 +49,7 @@ class MNISTDataModule(LightningDataModule):
         std: float = 0.5,
         distortion: Distortion = NO_DISTORTION,
         fade: float = 0.0,
+        resident: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -58,8 +60,8 @@ class MNISTDataModule(LightningDataModule):
             raise SettingError("std", std, "more than 0")
         if not 0 <= fade <= 1:
             raise SettingError("fade", fade, "0..1")
-        # Not `root`: it differs between machines. Not `distortion`: torch's safe loader refuses objects.
-        self.save_hyperparameters(ignore=["root", "distortion"])
+        # Not `root` and `resident`: they depend on the machine. Not `distortion`: torch's safe loader refuses objects.
+        self.save_hyperparameters(ignore=["root", "resident", "distortion"])
         self.root = root
         self.batch_size = batch_size
         self.val_size = val_size
@@ -67,19 +69,22 @@ class MNISTDataModule(LightningDataModule):
         self.std = std
         self.distortion = distortion
         self.fade = fade
+        self.resident = resident
 
     def prepare_data(self) -> None:
         archive.prepare(self.root)
 
     def setup(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device if self.trainer and self.resident else torch.device("cpu")
         if stage in ("fit", "validate"):
             images, labels = archive.read(self.root, "train")
-            train, val = split(labels, self.val_size)
+            parts = (images, labels, *split(labels, self.val_size))
+            images, labels, train, val = (part.to(device) for part in parts)
             self._train_loader = self._loader(images, labels, train, shuffle=True)
             self._val_loader = self._loader(images, labels, val)
         else:
-            images, labels = archive.read(self.root, "test")
-            self._test_loader = self._loader(images, labels, torch.arange(len(labels)))
+            images, labels = (part.to(device) for part in archive.read(self.root, "test"))
+            self._test_loader = self._loader(images, labels, torch.arange(len(labels), device=device))
 
     def train_dataloader(self) -> TensorLoader:
         return self._train_loader
@@ -91,15 +96,9 @@ class MNISTDataModule(LightningDataModule):
         return self._test_loader
 
     def _loader(self, images: Tensor, labels: Tensor, indices: Tensor, shuffle: bool = False) -> TensorLoader:
-        sampler = EpochSampler(
-            indices,
-            self.batch_size,
-            shuffle=shuffle,
-            # `seed_everything` leaves its seed here, on every process.
-            seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-        )
+        seed = int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED))  # `seed_everything` leaves it there in each process
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(indices, self.batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
         return TensorLoader(images, labels, sampler)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ class EpochSampler:
     `DistributedSampler` has no position, and it repeats images to give each process the same number.
 
     Args:
-        indices: The images to choose from, int64 `(N,)`.
+        indices: The images to choose from, int64 `(N,)`. The batches lie on the device of this tensor.
         batch_size: Images in each batch. The last batch may have fewer.
         shuffle: Whether each epoch has a new order. Every process then gets the same number of batches, and up to
             `world_size - 1` images are left out of an epoch. Without it, all processes together yield each index once.

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,47 @@ def test_device_transform_uses_mean_and_std() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1)
     pixels, _ = MNISTDataModule(mean=0.1, std=0.2).on_after_batch_transfer((images, images), 0)
     torch.testing.assert_close(pixels.flatten(), torch.tensor([-0.5, 4.5]))
+
+
+def on(accelerator: str, resident: bool, root: str) -> tuple[DigitClassifier, MNISTDataModule]:
+    """Train and test five steps on a device. Return the classifier and its data."""
+    seed_everything(1)
+    model, data = DigitClassifier(LeNet()), MNISTDataModule(root, val_size=100, resident=resident)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=1, **options)
+    trainer.fit(model, data)
+    trainer.test(model, data)
+    return model, data
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_resident_images_give_the_same_batches_and_the_same_network(accelerator: str, small_data: str) -> None:
+    if accelerator == "gpu" and not torch.accelerator.is_available():
+        pytest.skip("has no accelerator")
+    (model, data), (resident, resident_data) = (on(accelerator, choice, small_data) for choice in (False, True))
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        batches, others = (getattr(module, loader)() for module in (data, resident_data))
+        for batch, other in zip(batches, others, strict=True):
+            assert {part.device.type for part in other} == {resident_data.trainer.strategy.root_device.type}
+            assert all(torch.equal(one, another.cpu()) for one, another in zip(batch, other, strict=True))
+    if accelerator == "cpu":  # sums on a GPU can have another order in each run
+        for name, weights in model.state_dict().items():
+            assert torch.equal(weights, resident.state_dict()[name])
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_resident_images_move_to_the_device_of_the_run(stage: str) -> None:
+    """torch's device `meta` stores no values. But torch still knows on which device each tensor lies."""
+    strategy = SimpleNamespace(root_device=torch.device("meta"))
+    for resident, device in ((False, "cpu"), (True, "meta")):
+        data = MNISTDataModule(DATA, resident=resident)
+        data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+        data.setup(stage)
+        for loader in [data.train_dataloader(), data.val_dataloader()] if stage == "fit" else [data.test_dataloader()]:
+            assert {loader.images.device.type, loader.labels.device.type} == {device}
+            assert (
+                next(iter(loader.sampler)).device.type == device
+            )  # the order moves once an epoch, not with each batch
 
 
 class Recording(DigitClassifier):
