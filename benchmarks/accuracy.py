@@ -1,6 +1,6 @@
 """How accurate a recipe is: trains it with several seeds, tests each once, and writes a row of the README's table.
 
-    python benchmarks/accuracy.py CONFIG [--seeds N]
+    python benchmarks/accuracy.py CONFIG [--seeds N] [--accelerator gpu]
 
 Each seed is one `fit` with the config, as a user would type it, and one `test` of its last checkpoint, so that no epoch
 is chosen on the test images. The time is that of the whole `fit`, with its imports.
@@ -38,17 +38,17 @@ T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.20
 MOST_SEEDS = len(T) + 1
 
 
-def digest(config: Path) -> str:
+def digest(config: Path, accelerator: str = "cpu") -> str:
     """Return a name for what is measured: the config, the code of the package, the machine and the versions."""
     settings = json.dumps(yaml.safe_load(config.read_text()))  # without its comments
     sources = [path.read_text() for path in sorted((report.ROOT / "mnist_lightning").rglob("*.py"))]
-    measured = "\n".join([settings, *sources, report.setup()])
+    measured = "\n".join([settings, *sources, report.setup(accelerator)])
     return hashlib.sha256(measured.encode()).hexdigest()[:8]
 
 
-def folder_of(config: Path) -> Path:
+def folder_of(config: Path, accelerator: str = "cpu") -> Path:
     """Return the folder of the runs of a config, with the present code and versions."""
-    return report.ROOT / "benchmarks/runs" / f"{config.stem}-{digest(config)}"
+    return report.ROOT / "benchmarks/runs" / f"{config.stem}-{digest(config, accelerator)}"
 
 
 def run_program(*arguments: str) -> None:
@@ -73,7 +73,7 @@ def store(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value))
 
 
-def train(config: Path, seed: int, folder: Path) -> float | None:
+def train(config: Path, seed: int, folder: Path, accelerator: str = "cpu") -> float | None:
     """Train one seed in a folder, or continue a run that was stopped there.
 
     Returns:
@@ -91,7 +91,7 @@ def train(config: Path, seed: int, folder: Path) -> float | None:
         store(trained, None)
         return None
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = ["--config", str(config), "--seed_everything", str(seed)]
+    arguments = ["--config", str(config), "--seed_everything", str(seed), *report.flags_of(accelerator)]
     start = time.perf_counter()
     run_program("fit", *arguments, "--trainer.default_root_dir", str(folder), *DATA)
     seconds = time.perf_counter() - start
@@ -99,12 +99,13 @@ def train(config: Path, seed: int, folder: Path) -> float | None:
     return seconds
 
 
-def test(folder: Path) -> float:
+def test(folder: Path, accelerator: str = "cpu") -> float:
     """Return the accuracy of a trained seed on the test images, in 0..1."""
     tested = folder / "accuracy.json"
     run = folder / "lightning_logs/version_0"
     if not tested.exists():
-        run_program("test", "--ckpt_path", str(run / "checkpoints/last.ckpt"), *DATA)
+        last = str(run / "checkpoints/last.ckpt")
+        run_program("test", "--ckpt_path", last, *report.flags_of(accelerator), *DATA)
         store(tested, EventAccumulator(str(run)).Reload().Scalars("test/acc")[-1].value)
     return json.loads(tested.read_text())
 
@@ -126,9 +127,9 @@ def summary(accuracies: list[float], seconds: list[float | None]) -> str:
     return f"{n} | {mean:.3f} % ± {deviation:.3f} | {mean - margin:.3f} to {mean + margin:.3f} % | {took}"
 
 
-def write_row(config: Path, cells: str, commit: str) -> None:
+def write_row(config: Path, cells: str, commit: str, accelerator: str = "cpu") -> None:
     """Write the row of a config to the README's table. Its previous row and rows from another machine are removed."""
-    name, setup = f"| `{os.path.relpath(config, report.ROOT)}` |", f"On {report.setup()}."
+    name, setup = f"| `{os.path.relpath(config, report.ROOT)}` |", f"On {report.setup(accelerator)}."
     heading, rule, *lines = report.read_block("accuracy").splitlines()
     rows = [line for line in lines if line.startswith("|") and not line.startswith(name)] if setup in lines else []
     report.write_block("accuracy", "\n".join([heading, rule, *rows, f"{name} {cells} | `{commit}` |", "", setup]))
@@ -138,23 +139,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=5, help=f"Number of seeds, 1..{MOST_SEEDS}. Default: 5")
+    report.add_accelerator(parser)
     options = parser.parse_args()
     if not options.config.is_file():
         parser.error(f"CONFIG is {options.config}, which is not a file; expected a recipe such as configs/fast.yaml")
     if not 1 <= options.seeds <= MOST_SEEDS:
         parser.error(f"--seeds is {options.seeds}; expected 1..{MOST_SEEDS}")
-    config, seeds = options.config.resolve(), range(options.seeds)
+    config, seeds, accelerator = options.config.resolve(), range(options.seeds), options.accelerator
     report.read_block("accuracy")  # stops now if the table can't be written at the end
-    commit, name = report.commit(), digest(config)
-    folder = folder_of(config)
+    commit, name = report.commit(), digest(config, accelerator)
+    folder = folder_of(config, accelerator)
     seconds = []
     for seed in seeds:
         print(f"\n== {config.name}: {seed} of {len(seeds)} seeds trained ==", flush=True)
-        if digest(config) != name:
+        if digest(config, accelerator) != name:
             sys.exit("The config or the code has changed since the first seed. Start again to measure the new one.")
-        seconds.append(train(config, seed, folder / f"seed_{seed}"))
-    cells = summary([test(folder / f"seed_{seed}") for seed in seeds], seconds)
-    write_row(config, cells, commit)
+        seconds.append(train(config, seed, folder / f"seed_{seed}", accelerator))
+    cells = summary([test(folder / f"seed_{seed}", accelerator) for seed in seeds], seconds)
+    write_row(config, cells, commit, accelerator)
     print(f"\nseeds | test accuracy, mean ± sd | 95 % interval of the mean | time of fit\n{cells}")
 
 

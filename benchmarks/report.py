@@ -1,5 +1,6 @@
 """Writes results to the README, with the machine, the versions and the commit that they were measured with."""
 
+import argparse
 import platform
 import re
 import subprocess
@@ -19,11 +20,41 @@ if Path(mnist_lightning.__file__).resolve().parent.parent != ROOT:
     sys.exit(f"mnist_lightning is {mnist_lightning.__file__}; expected the package in {ROOT}: pip install -e {ROOT}")
 
 
-def setup() -> str:
-    """Return the processor that torch uses, and the versions that results depend on."""
+def add_accelerator(parser: argparse.ArgumentParser) -> None:
+    """Add `--accelerator` to the options of a program."""
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="Where to train. Default: cpu")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the device on which Lightning would train."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if not torch.accelerator.is_available():
+        sys.exit("--accelerator is gpu, but torch finds none here")
+    return torch.device(torch.accelerator.current_accelerator().type, 0)
+
+
+def flags_of(accelerator: str) -> list[str]:
+    """Return the flags of `fit` and `test` for an accelerator. The images lie in the memory of a GPU."""
+    resident = ["--data.resident=true"] if accelerator == "gpu" else []
+    return [f"--trainer.accelerator={accelerator}", "--trainer.devices=1", *resident]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work on a device is done. A GPU works on while Python goes on, and a clock would not see it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def setup(accelerator: str = "cpu") -> str:
+    """Return the processor and the GPU that torch uses, and the versions that results depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     machine = f"{torch.get_num_threads()} cores of {models[0] if models else platform.machine()}"
+    if accelerator == "gpu":
+        device = device_of(accelerator)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the GPU ({device.type})"
+        machine = f"{name} and {machine}"
     return (
         f"{machine}, Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
     )

@@ -1,11 +1,12 @@
 """How long an epoch takes: the tutorial's loop, a bare loop over tensors in memory, Lightning, and `fit`.
 
-    python benchmarks/speed.py [--rounds N]
+    python benchmarks/speed.py [--rounds N] [--accelerator gpu]
 
-It runs on the CPU of a Linux machine. Each round measures each loop once, so that a machine that becomes slower or
+It runs on a Linux machine, on the CPU or on one GPU. On a GPU, the images of all loops but the tutorial's lie in its
+memory. Each round measures each loop once, so that a machine that becomes slower or
 faster favours none. An epoch is the same 55,000 images in batches of 128 for all. Lightning also validates on 5,000
 images. `fit` also draws curves and figures, saves checkpoints and shows its bar. The program also measures the start,
-the memory, and a data set of ten times as many images. The results become a table in the README.
+a data set of ten times as many images, and the memory of a run on the CPU. The results become a table in the README.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import report
@@ -49,23 +51,25 @@ class Net(LeNet):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
 
 
-def tutorial_epoch(subset: Subset) -> float:
+def tutorial_epoch(subset: Subset, device: torch.device) -> float:
     """Load images one by one with PIL and torchvision's transforms, in two worker processes."""
     loader = DataLoader(subset, batch_size=128, shuffle=True, num_workers=2)
-    network = Net()
+    network = Net().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
+    report.synchronize(device)
     start = time.perf_counter()
     for images, labels in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(images), labels)
+        loss = F.cross_entropy(network(images.to(device)), labels.to(device))
         loss.backward()
         optimizer.step()
         loss.item()
+    report.synchronize(device)
     return time.perf_counter() - start
 
 
 def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False) -> float:
-    """Train on float images `(N, 1, 28, 28)` that are already normalized.
+    """Train on float images `(N, 1, 28, 28)` that are already normalized, on their device.
 
     Args:
         images: The images.
@@ -73,14 +77,16 @@ def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False) -> float:
         tuned: Whether to use this project's memory format and fused optimizer.
     """
     memory_format = torch.channels_last if tuned else torch.contiguous_format
-    network = LeNet().to(memory_format=memory_format)
+    network = LeNet().to(images.device, memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, fused=tuned)
+    report.synchronize(images.device)
     start = time.perf_counter()
-    for batch in torch.randperm(len(images)).split(128):
+    for batch in torch.randperm(len(images), device=images.device).split(128):
         optimizer.zero_grad()
         logits = network(images[batch].to(memory_format=memory_format))
         F.cross_entropy(logits, labels[batch]).backward()
         optimizer.step()
+    report.synchronize(images.device)
     return time.perf_counter() - start
 
 
@@ -94,9 +100,11 @@ class EpochTimer(Callback):
     seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report.synchronize(pl_module.device)
         self.start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report.synchronize(pl_module.device)
         EpochTimer.seconds = (time.perf_counter() - self.start) / trainer.current_epoch
 
 
@@ -110,17 +118,17 @@ class TenTimes(MNISTDataModule):
         return super()._loader(images, labels, indices, shuffle)
 
 
-def barebones_epoch(data: type[MNISTDataModule] = MNISTDataModule) -> float:
+def barebones_epoch(data: type[MNISTDataModule] = MNISTDataModule, accelerator: str = "cpu") -> float:
     """Train this project's classes with Lightning's `barebones`, which leaves out all extras."""
     timer = EpochTimer()
-    trainer = Trainer(barebones=True, max_epochs=1, accelerator="cpu", callbacks=timer)
-    trainer.fit(DigitClassifier(LeNet()), data(DATA))
+    trainer = Trainer(barebones=True, max_epochs=1, accelerator=accelerator, devices=1, callbacks=timer)
+    trainer.fit(DigitClassifier(LeNet()), data(DATA, resident=accelerator == "gpu"))
     return timer.seconds
 
 
-def fit_epoch(*flags: str) -> float:
+def fit_epoch(*flags: str, accelerator: str = "cpu") -> float:
     """Run `python -m mnist_lightning fit` with its defaults, and return the mean of three epochs."""
-    options = ["--trainer.accelerator=cpu", "--trainer.max_epochs=3", f"--data.root={DATA}"]
+    options = [*report.flags_of(accelerator), "--trainer.max_epochs=3", f"--data.root={DATA}"]
     cli.main(["fit", *options, f"--trainer.callbacks={__name__}.EpochTimer", *flags])
     return EpochTimer.seconds
 
@@ -132,9 +140,9 @@ class FirstStep(Callback):
         os._exit(0)
 
 
-def start_up() -> float:
+def start_up(accelerator: str = "cpu") -> float:
     """Return the seconds from the command to its first training step."""
-    options = ["--trainer.accelerator=cpu", f"--data.root={DATA}", "--trainer.callbacks=speed.FirstStep"]
+    options = [*report.flags_of(accelerator), f"--data.root={DATA}", "--trainer.callbacks=speed.FirstStep"]
     environment = os.environ | {"PYTHONPATH": f"{report.ROOT}:{report.ROOT / 'benchmarks'}"}
     command = [sys.executable, "-m", "mnist_lightning", "fit", *options]
     start = time.perf_counter()
@@ -182,7 +190,9 @@ def in_turn(measurements: dict[str, Callable[[], float]], rounds: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="Rounds, at least 5. Default: 7")
+    report.add_accelerator(parser)
     options = parser.parse_args()
+    accelerator, device = options.accelerator, report.device_of(options.accelerator)
     if options.rounds < 5:
         parser.error(f"--rounds is {options.rounds}; expected at least 5")
     report.read_block("speed")  # stops now if the table can't be written at the end
@@ -192,20 +202,20 @@ def main() -> None:
         libraries, once, ten = (pool.apply(peak_memory, (data,)) for data in (None, MNISTDataModule, TenTimes))
     images, labels = archive.read(DATA, "train")
     train, _ = split(labels, 5_000)
-    normalized = (images[train, None] / 255 - 0.5) / 0.5
+    normalized, targets = ((images[train, None] / 255 - 0.5) / 0.5).to(device), labels[train].to(device)
     shutil.copytree(archive.raw_folder(DATA), archive.raw_folder("."))
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     subset = Subset(MNIST(".", train=True, download=True, transform=transform), train.tolist())
 
     bare, tutorial = "(b) a bare PyTorch loop over tensors in memory", "(a) the tutorial's loop"
     epochs: dict[str, Callable[[], float]] = {
-        tutorial: lambda: tutorial_epoch(subset),
-        bare: lambda: bare_epoch(normalized, labels[train]),
+        tutorial: lambda: tutorial_epoch(subset, device),
+        bare: lambda: bare_epoch(normalized, targets),
         "(b') the same with channels_last and the fused SGD step, as in this project": lambda: bare_epoch(
-            normalized, labels[train], tuned=True
+            normalized, targets, tuned=True
         ),
-        "(c) this project's classes with Lightning's `barebones`": barebones_epoch,
-        "(d) `fit`, with validation, curves, figures, checkpoints and bar": fit_epoch,
+        "(c) this project's classes with Lightning's `barebones`": partial(barebones_epoch, accelerator=accelerator),
+        "(d) `fit`, with validation, curves, figures, checkpoints and bar": partial(fit_epoch, accelerator=accelerator),
     }
     seconds = in_turn(epochs, options.rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
@@ -214,17 +224,19 @@ def main() -> None:
         ratios = f"{median[name] / median[bare]:.2f} | {median[tutorial] / median[name]:.2f}"
         table.append(f"| {name} | {median[name]:.2f} s | {min(times):.2f} to {max(times):.2f} s | {ratios} |")
 
-    sizes = in_turn({"once": barebones_epoch, "ten times": lambda: barebones_epoch(TenTimes)}, 3)
-    start = in_turn({"start": start_up, "imports": import_libraries}, 5)
+    copies = {"once": MNISTDataModule, "ten times": TenTimes}
+    sizes = in_turn({name: partial(barebones_epoch, data, accelerator) for name, data in copies.items()}, 3)
+    start = in_turn({"start": partial(start_up, accelerator), "imports": import_libraries}, 5)
     growth = statistics.median(sizes["ten times"]) / statistics.median(sizes["once"])
     start_seconds, import_seconds = (statistics.median(start[name]) for name in ("start", "imports"))
     text = (
-        f"Medians of {options.rounds} rounds, on {report.setup()}, `{commit}`. Each round measures each loop once. A "
-        f"measurement of `fit` is the mean of three epochs. The command takes {start_seconds:.1f} s to its first "
-        f"training step; {import_seconds:.1f} s of these import Lightning and torch. Ten times the images take "
-        f"{growth:.2f} times as long. Without data, a run needs at most {libraries / 2**20:,.0f} MiB of memory. Each "
-        f"byte of MNIST's images adds {(once - libraries) / IMAGE_BYTES:.2f} bytes, or "
-        f"{(ten - libraries) / IMAGE_BYTES / 10:.2f} bytes with ten times the images."
+        f"Medians of {options.rounds} rounds, on {report.setup(accelerator)}, `{commit}`. Each round measures each "
+        "loop once. A measurement of `fit` is the mean of three epochs. The command takes "
+        f"{start_seconds:.1f} s to its first training step; {import_seconds:.1f} s of these import Lightning and "
+        f"torch. Ten times the images take {growth:.2f} times as long. Without data, a run needs at most "
+        f"{libraries / 2**20:,.0f} MiB of memory. Each byte of MNIST's images adds "
+        f"{(once - libraries) / IMAGE_BYTES:.2f} bytes, or {(ten - libraries) / IMAGE_BYTES / 10:.2f} bytes with ten "
+        "times the images."
     )
     report.write_block("speed", "\n".join([*table, "", text]))
     print(report.read_block("speed"))

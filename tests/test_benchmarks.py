@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -69,6 +71,25 @@ def test_another_config_or_other_code_is_another_measurement(tmp_path: Path, mon
     assert len(digests) == 5
 
 
+def test_a_gpu_is_named_and_another_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cpu = ROOT / "configs/fast.yaml", report.setup()
+    monkeypatch.setattr(report, "device_of", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    assert report.setup("gpu") == f"NVIDIA H100 and {cpu}"
+    assert accuracy.digest(config, "gpu") != accuracy.digest(config, "cpu")
+    assert report.flags_of("gpu") == ["--trainer.accelerator=gpu", "--trainer.devices=1", "--data.resident=true"]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has an accelerator")
+@pytest.mark.parametrize(("program", "config"), [(accuracy, [str(ROOT / "configs/fast.yaml")]), (speed, [])])
+def test_gpu_on_a_machine_without_one_is_an_error_at_once(
+    program: ModuleType, config: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark", *config, "--accelerator", "gpu"])
+    with pytest.raises(SystemExit, match="--accelerator is gpu, but torch finds none here"):
+        program.main()
+
+
 @pytest.mark.parametrize("config", ["fast.yaml", "accurate.yaml"])
 def test_a_recipe_names_the_same_accuracy_as_the_readme(config: str) -> None:
     row = next(line for line in report.read_block("accuracy").splitlines() if f"configs/{config}" in line)
@@ -98,7 +119,7 @@ def test_epochs_of_barebones_and_of_fit_are_timed(
     monkeypatch.setattr(speed, "DATA", small_data)
     flags = ["--data.val_size=100", "--trainer.log_every_n_steps=1"]
     measurements = {
-        "barebones": lambda: speed.barebones_epoch(lambda root: speed.MNISTDataModule(root, val_size=100)),
+        "barebones": lambda: speed.barebones_epoch(partial(speed.MNISTDataModule, val_size=100)),
         "fit": lambda: speed.fit_epoch(*flags),
     }
     seconds = speed.in_turn(measurements, 1)
