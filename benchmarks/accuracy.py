@@ -30,7 +30,8 @@ from mnist_lightning.files import written_whole
 from mnist_lightning.runs import signals
 from mnist_lightning.runs.resume import epochs_done
 
-DATA = ["--data.root", str(report.ROOT / "data")]
+ROOT_DATA = str(report.ROOT / "data")
+DATA = ["--data.root", ROOT_DATA]
 
 # Student's t for 2, 3, ... seeds: in 95 of 100 cases, the mean lies within this many standard errors. SciPy would
 # compute it, but torchmetrics imports SciPy where it is installed, which makes each start up to a second slower.
@@ -52,16 +53,21 @@ def folder_of(config: Path, accelerator: str = "cpu") -> Path:
 
 
 def run_program(*arguments: str) -> None:
-    """Run the program to its end. A signal that stops this process also stops the program, which saves its run."""
+    """Run the program to its end. If a signal stops it, it saves its run."""
+    run_python("-m", "mnist_lightning", *arguments)
+
+
+def run_python(*arguments: str) -> None:
+    """Run a process of Python to its end. A signal that stops this process also stops that one."""
     environment = os.environ | {"PYTHONPATH": str(report.ROOT)}
-    command = [sys.executable, "-m", "mnist_lightning", *arguments]
+    command = [sys.executable, *arguments]
     # It has its own session, because otherwise Ctrl-C would reach it twice.
     with (
         subprocess.Popen(command, env=environment, start_new_session=True) as process,
         signals.handled_by(lambda signum, _: process.send_signal(signum)),
     ):
         code = process.wait()
-    if code in {128 + signum for signum in signals.SIGNALS}:
+    if code in {sign for signum in signals.SIGNALS for sign in (128 + signum, -signum)}:
         print("The same command continues from here.", file=sys.stderr)
     if code:
         sys.exit(code)
@@ -73,7 +79,7 @@ def store(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value))
 
 
-def train(config: Path, seed: int, folder: Path, accelerator: str = "cpu") -> float | None:
+def train(config: Path, seed: int, folder: Path, accelerator: str = "cpu", *flags: str) -> float | None:
     """Train one seed in a folder, or continue a run that was stopped there.
 
     Returns:
@@ -91,7 +97,7 @@ def train(config: Path, seed: int, folder: Path, accelerator: str = "cpu") -> fl
         store(trained, None)
         return None
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = ["--config", str(config), "--seed_everything", str(seed), *report.flags_of(accelerator)]
+    arguments = ["--config", str(config), "--seed_everything", str(seed), *report.flags_of(accelerator), *flags]
     start = time.perf_counter()
     run_program("fit", *arguments, "--trainer.default_root_dir", str(folder), *DATA)
     seconds = time.perf_counter() - start

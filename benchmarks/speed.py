@@ -25,6 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import peers
 import report
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -42,19 +43,10 @@ DATA = str(report.ROOT / "data")
 IMAGE_BYTES = 60_000 * 28 * 28
 
 
-class Net(LeNet):
-    """The tutorial's network, with ReLU before pooling as in the tutorial."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
-
-
 def tutorial_epoch(subset: Subset, device: torch.device) -> float:
     """Load images one by one with PIL and torchvision's transforms, in two worker processes."""
     loader = DataLoader(subset, batch_size=128, shuffle=True, num_workers=2)
-    network = Net().to(device)
+    network = peers.PEERS["tutorial"].network().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     report.synchronize(device)
     start = time.perf_counter()
