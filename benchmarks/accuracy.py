@@ -66,8 +66,9 @@ def run_python(*arguments: str) -> None:
         subprocess.Popen(command, env=environment, start_new_session=True) as process,
         signals.handled_by(lambda signum, _: process.send_signal(signum)),
     ):
-        code = process.wait()
-    if code in {sign for signum in signals.SIGNALS for sign in (128 + signum, -signum)}:
+        ended = process.wait()
+    code = ended if ended >= 0 else 128 - ended  # as in a shell, if a signal ended it
+    if code in {128 + signum for signum in signals.SIGNALS}:
         print("The same command continues from here.", file=sys.stderr)
     if code:
         sys.exit(code)
