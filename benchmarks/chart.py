@@ -83,7 +83,7 @@ def frontier(points: list[Point]) -> list[Point]:
 
 def text_box(text: str, x: float, y: float, anchor: str) -> Box:
     """Return the space of a text. `x` is its start, middle or end, and `y` is its baseline."""
-    width = 0.58 * SIZE * len(text)
+    width = 0.62 * SIZE * len(text)  # enough for bold text in wide fonts
     left = x - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
     return Box(left, y - 0.85 * SIZE, left + width, y + 0.3 * SIZE)
 
