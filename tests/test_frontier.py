@@ -113,6 +113,23 @@ def test_there_is_a_row_for_each_recipe_and_two_for_each_peer() -> None:
     assert {*frontier.all_rows()} == configs | others
 
 
+def test_runs_are_shared_with_accuracy_but_not_the_time_of_a_stopped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, times = tmp_path / "seed_3", [None, 5.0]
+
+    def train(config: Path, seed: int, folder: Path, *_: str) -> float | None:
+        assert (seed, folder) == (3, run)
+        assert not folder.exists()
+        folder.mkdir()
+        return times.pop(0)
+
+    monkeypatch.setattr(frontier.accuracy, "folder_of", lambda *_: tmp_path)
+    monkeypatch.setattr(frontier.accuracy, "train", train)
+    monkeypatch.setattr(frontier.accuracy, "test", lambda *_: 0.99)
+    assert frontier.measure_ours(Path("fast.yaml"), 3, Path("empty"), frontier.Setting()) == (0.99, 5.0)
+
+
 Rows = dict[str, frontier.Row]
 
 
