@@ -94,7 +94,8 @@ def description(file: str) -> dict[str, Any]:
     assert (described["run"], described["checkpoint"]) == (str(FIRST), str(BEST))
     assert described["step"] == described["validation"]["step"] == content["global_step"]
     assert described["network"] == "mnist_lightning.networks.ConvNet"
-    assert described["arguments"] == content["hyper_parameters"]["network"]["init_args"]
+    arguments = content["hyper_parameters"]["network"]["init_args"]
+    assert described["arguments"] == json.loads(json.dumps(arguments))  # JSON knows no tuples
     return described
 
 
@@ -162,7 +163,8 @@ def test_the_network_of_the_tutorial_loads_the_weights(lenet: Path, images: Tens
 def test_pth_files_come_with_a_description(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "digits.pth"])
     described = description("digits.pth")
-    assert described["arguments"] == {"dropout": 0.25, "shift": 0.0}
+    blocks = [[16], [48, 48], [96, 96, 96]]
+    assert described["arguments"] == {"blocks": blocks, "dropout": 0.25, "jitter": 0, "shift": 0.0}
     assert described["inputs"]["images"]["shape"] == ["N", 1, 28, 28]
     assert "- 0.1) / 0.3" in described["inputs"]["images"]["values"]
     assert capsys.readouterr().out.splitlines() == [
