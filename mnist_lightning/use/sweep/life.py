@@ -26,7 +26,7 @@ def signs_of_life(trial: Trial) -> Iterator[None]:
 
     def give() -> None:
         for number in itertools.count():
-            # If the database is back before the main thread needs it, the trial goes on.
+            # A short failure of the database must not end the trial.
             with suppress(UpdateFinishedTrialError, *DATABASE_ERRORS):
                 trial.set_user_attr(SIGN, number)
             if over.wait(INTERVAL):

@@ -63,8 +63,8 @@ def table_of(best: list[FrozenTrial]) -> str:
 
 
 def importance(study: Study, best: FrozenTrial) -> str:
-    """Return a line about the importance of each setting. It is empty if the scores can't show any: Optuna warns."""
-    with warnings.catch_warnings(action="error"), suppress(UserWarning):
+    """Return a line about the importance of each setting. It is empty if Optuna warns that the scores show none."""
+    with warnings.catch_warnings(action="error", category=UserWarning), suppress(UserWarning):
         if len(best.params) > 1:
             weights = optuna.importance.get_param_importances(study.record)
             return "Importance: " + ", ".join(f"{short(key)} {weight:.0%}" for key, weight in weights.items())

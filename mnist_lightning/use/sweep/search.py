@@ -116,7 +116,7 @@ class Search(NamedTuple):
         """
         inside = {}
         for key in (key for key, spec in self.search.items() if isinstance(spec, dict)):
-            # The key may be a short name of a flag, or its value outside the range. Optuna only warns of some values.
+            # Skip a short name of a flag, and a value outside the range. Optuna only warns of some values.
             with warnings.catch_warnings(action="error"), suppress(KeyError, TypeError, ValueError, UserWarning):
                 self._suggest(FixedTrial({key: config[key]}), key)
                 inside[key] = config[key]

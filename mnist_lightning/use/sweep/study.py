@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import OutOfMemoryError
 
 from mnist_lightning.errors import ArchiveError, OutputError, UserError, in_a_line
-from mnist_lightning.use.sweep.life import Watch, signs_of_life
+from mnist_lightning.use.sweep.life import SILENCE, Watch, signs_of_life
+from mnist_lightning.use.sweep.record import DATABASE_ERRORS
 from mnist_lightning.use.sweep.search import SAMPLERS, Search
 from mnist_lightning.use.sweep.trial_run import TrialRun
 
@@ -47,7 +48,7 @@ class Study(NamedTuple):
         return self.record.get_trials(deepcopy=False, states=states or None)
 
     def done(self) -> list[FrozenTrial]:
-        """Return the trials that count. A trial that was stopped or killed does not: its settings are tried again."""
+        """Return the trials that count. Stopped and killed trials do not count."""
         return self.trials(TrialState.COMPLETE, TrialState.PRUNED)
 
     def best(self, count: int) -> list[FrozenTrial]:
@@ -64,6 +65,7 @@ class Study(NamedTuple):
         Args:
             goes_on: Says whether to go on. It is called before each trial.
         """
+        self._remove_checkpoints()  # a killed process may have left some
         watch, waits = Watch(), False
         while goes_on() and len(self.done()) < self.size:
             for trial in watch.silent(self.trials(TrialState.RUNNING)):
@@ -72,7 +74,7 @@ class Study(NamedTuple):
                 self._run_trial()
                 continue
             if not waits:
-                print("Waiting for the trials of other workers", flush=True)
+                print(f"Waiting for the trials of other workers, or for {SILENCE} s if they were killed", flush=True)
             waits = True
             time.sleep(1)
 
@@ -95,13 +97,13 @@ class Study(NamedTuple):
         if self._count_before(trial.number) >= self.size:  # two workers have asked for the last trial
             self.record.tell(trial, state=TrialState.FAIL)
             return
-        # Each trial has a seed of its own: workers must not choose alike, nor a sweep that goes on.
+        # Without it, two workers or a continued sweep could choose the same settings.
         self.record.sampler = SAMPLERS[self.search.sampler](seed=self.search.seed + trial.number)
         score, state, note = None, TrialState.FAIL, ""
         with signs_of_life(trial):
             try:
                 settings = self.search.suggest(trial)
-                if trial.user_attrs.get(FAILURES, 0) == ATTEMPTS:
+                if trial.user_attrs.get(FAILURES, 0) >= ATTEMPTS:
                     raise optuna.TrialPruned(f"given up: {ATTEMPTS} attempts were killed, or ended with an error")
                 score, state = self._score(trial, settings), TrialState.COMPLETE
             except optuna.TrialPruned as error:
@@ -109,7 +111,7 @@ class Study(NamedTuple):
             except UpdateFinishedTrialError:
                 note = "given to another worker"  # because this process was suspended for a while
             except BaseException as error:  # an error in the user's network, a signal or a full disk
-                self._fail(trial.number, is_failure=not isinstance(error, SystemExit | UserError))
+                self._fail(trial.number, is_failure=not isinstance(error, (SystemExit, UserError, *DATABASE_ERRORS)))
                 raise
             told = self.record.tell(trial, score, state, skip_if_finished=True)
         self._remove_checkpoints()

@@ -91,10 +91,11 @@ def open_study(search: Search, repeats: int, size: int, storage: str | None) -> 
     logs = Path("lightning_logs")
     try:
         logs.mkdir(exist_ok=True)
-        with FileLock(logs / ".sweep.lock"):
+        # filelock's own replacement for missing locks is a file, which stays after a kill.
+        with FileLock(logs / ".sweep.lock", fallback_to_soft=False):
             folder = find_folder(logs, content.encode())
             if storage is None:
-                # Under the lock, because a kill can leave a database without the index that prevents a second study.
+                # Under the lock: after a kill, the database may lack the index that prevents a second study.
                 storage = f"{FILE}{folder / 'trials.db'}"
                 record = open_record(storage, name, search.pruner)
     except OSError as error:
@@ -118,8 +119,8 @@ def find_folder(logs: Path, content: bytes) -> Path:
     for file in files:
         if file.is_file() and file.read_bytes() == content:
             return file.parent
-    file = next(file for file in files if not file.parent.exists())
-    file.parent.mkdir()
+    file = next(file for file in files if not file.exists())
+    file.parent.mkdir(exist_ok=True)  # a kill may have left an empty folder
     with written_whole(file) as partial:
         partial.write_bytes(content)
     return file.parent
