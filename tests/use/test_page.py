@@ -81,7 +81,7 @@ def test_the_answer_follows_the_stroke(page: Page) -> None:
     images = []
     for point in others:
         page.mouse.move(*point, steps=5)
-        page.wait_for_timeout(200)
+        page.wait_for_timeout(1000)
         assert answered(page, while_drawing=True).startswith(("1\n", "unsure\n"))
         assert sum(float(share.rstrip(" %")) for share in shares(page)) == pytest.approx(100, abs=0.5)
         images.append(image(page))
