@@ -30,8 +30,7 @@ from mnist_lightning.files import written_whole
 from mnist_lightning.runs import signals
 from mnist_lightning.runs.resume import epochs_done
 
-ROOT_DATA = str(report.ROOT / "data")
-DATA = ["--data.root", ROOT_DATA]
+DATA = ["--data.root", report.DATA]
 
 # Student's t for 2, 3, ... seeds: in 95 of 100 cases, the mean lies within this many standard errors. SciPy would
 # compute it, but torchmetrics imports SciPy where it is installed, which makes each start up to a second slower.

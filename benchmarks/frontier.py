@@ -16,7 +16,6 @@ The program writes the README's table, docs/frontier.svg and docs/frontier_dark.
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -92,7 +91,7 @@ def measure_ours(config: Path, seed: int, folder: Path, setting: Setting) -> tup
 
 def measure_peer(peer: str, loader: str, seed: int, folder: Path, setting: Setting) -> tuple[float, float]:
     """Train with `peers.py`, on files that torchvision has extracted before."""
-    shutil.copytree(archive.raw_folder(accuracy.ROOT_DATA), archive.raw_folder(str(folder)))
+    shutil.copytree(archive.raw_folder(report.DATA), archive.raw_folder(str(folder)))
     MNIST(str(folder), download=True)
     device, weights = report.device_of(setting.accelerator), folder / "weights.pt"
     limits = ["--steps", str(setting.steps)] if setting.steps else []
@@ -125,15 +124,11 @@ def key_of(row: Row, setting: Setting) -> str:
     return hashlib.sha256(measured.encode()).hexdigest()[:8]
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return all results. A line that a kill has cut off is left out: it does not end like the others."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
 def results_of(path: Path, name: str, key: str) -> list[dict[str, Any]]:
     """Return the results of a row with the present code, at most one for each seed."""
-    found = {result["seed"]: result for result in read_results(path) if (result["row"], result["key"]) == (name, key)}
+    found = {
+        result["seed"]: result for result in report.read_results(path) if (result["row"], result["key"]) == (name, key)
+    }
     return [found[seed] for seed in sorted(found)]
 
 
@@ -149,9 +144,7 @@ def train_missing(path: Path, rows: dict[str, Row], seeds: Sequence[int], settin
                 right, seconds = row.measure(seed, Path(folder), setting)
             result = {"row": name, "seed": seed, "accuracy": right, "seconds": seconds, "key": key}
             about = {"commit": report.commit(), "setup": report.setup(setting.accelerator)}
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a") as file:
-                file.write(f"\n{json.dumps(result | about)}\n")  # on a line of its own, after half a line too
+            report.add_result(path, result | about)
 
 
 def table(path: Path, rows: dict[str, Row], setting: Setting) -> tuple[str, list[chart.Point]]:

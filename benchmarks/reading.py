@@ -171,7 +171,7 @@ def accuracies(reader: DigitReader, digits: Digits) -> list[str]:
 
 def trust(reader: DigitReader, checkpoint: Path) -> list[str]:
     """Return two cells about the test images: the expected calibration error, and the largest change by export."""
-    images, labels = archive.read(str(report.ROOT / "data"), "test")
+    images, labels = archive.read(report.DATA, "test")
     with torch.inference_mode():
         batches = [reader(batch) for batch in images.split(BATCH)]
     logits, probabilities = (torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -1,11 +1,13 @@
 """Writes results to the README, with the machine, the versions and the commit that they were measured with."""
 
 import argparse
+import json
 import platform
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -14,6 +16,7 @@ import mnist_lightning
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+DATA = str(ROOT / "data")
 MEASURED = ["mnist_lightning", "configs", "benchmarks"]  # the folders that results depend on
 
 if Path(mnist_lightning.__file__).resolve().parent.parent != ROOT:
@@ -70,6 +73,19 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", *MEASURED) else "")
     except (OSError, subprocess.CalledProcessError):
         return "no commit"
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results in a file of JSON lines. A kill can cut off a line. Such a line is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def add_result(path: Path, result: dict[str, Any]) -> None:
+    """Add a result to a file of JSON lines, on a line of its own. The file may end with half a line."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(f"\n{json.dumps(result)}\n")
 
 
 def read_block(name: str) -> str:

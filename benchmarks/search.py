@@ -12,7 +12,6 @@ Each seed adds a line to `benchmarks/runs/search.jsonl`. A seed that has a line 
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -38,7 +37,7 @@ def split_by_writer(labels: Tensor, _: int) -> tuple[Tensor, Tensor]:
 def train(config: Path, flags: list[str], seed: int) -> dict[str, float]:
     """Return the mistakes on the held-out images, the mean loss, and the seconds of CPU time of the training."""
     settings = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
-    settings |= {"seed_everything": seed, "data.val_size": HELD_OUT, "data.root": str(report.ROOT / "data")}
+    settings |= {"seed_everything": seed, "data.val_size": HELD_OUT, "data.root": report.DATA}
     with tempfile.TemporaryDirectory() as folder, mock.patch("mnist_lightning.data.split", split_by_writer):
         run = TrialRun(config, settings, Path(folder) / "version_0")
         run.trainer.check_val_every_n_epoch = run.trainer.max_epochs
@@ -54,16 +53,13 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds. Default: 3")
     options, flags = parser.parse_known_args()
-    RESULTS.parent.mkdir(exist_ok=True)
     rows = []
     for seed in range(options.seeds):
         name = {"config": options.config.read_text(), "flags": sorted(flags), "seed": seed}
-        lines = map(json.loads, RESULTS.read_text().splitlines()) if RESULTS.exists() else ()
-        row = next((line for line in lines if name.items() <= line.items()), None)
+        row = next((result for result in report.read_results(RESULTS) if name.items() <= result.items()), None)
         if not row:
             row = name | train(options.config, flags, seed)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            report.add_result(RESULTS, row)
         rows.append(row)
     mistakes = [row["mistakes"] for row in rows]
     mean, loss, seconds = (statistics.mean(row[key] for row in rows) for key in ("mistakes", "loss", "seconds"))

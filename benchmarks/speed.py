@@ -39,7 +39,7 @@ from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule, archive, cl
 from mnist_lightning.data import split
 from mnist_lightning.loader import TensorLoader
 
-DATA = str(report.ROOT / "data")
+DATA = report.DATA
 IMAGE_BYTES = 60_000 * 28 * 28
 
 

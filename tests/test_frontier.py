@@ -191,7 +191,7 @@ def test_results_of_other_code_machines_and_settings_are_left_out(
         text, points = frontier.table(path, rows, setting)
         assert len(text.splitlines()) == 3
         assert points == [chart.Point("a", "ours", [10.0], [pytest.approx(1.0)])]
-    assert len(frontier.read_results(path)) == 4
+    assert len(report.read_results(path)) == 4
 
 
 def test_the_readme_gets_the_table_and_the_picture(
