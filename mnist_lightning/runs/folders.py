@@ -137,7 +137,7 @@ def lock(run: Path) -> FileLock:
         UserError: Another process trains the run.
         OutputError: The file `.lock` can't be written.
     """
-    lock, name = _lock_file(run), os.path.relpath(run)
+    lock, name = lock_file(run / ".lock"), os.path.relpath(run)
     try:
         lock.acquire(timeout=0.5)  # `is_running` holds it for a moment
     except Timeout:
@@ -157,7 +157,7 @@ def is_running(run: Path) -> bool:
     if not (run / ".lock").exists():
         return False
     try:
-        with _lock_file(run).acquire(timeout=0):
+        with lock_file(run / ".lock").acquire(timeout=0):
             return False
     except Timeout:
         return True
@@ -165,6 +165,6 @@ def is_running(run: Path) -> bool:
         return False
 
 
-def _lock_file(run: Path) -> FileLock:
+def lock_file(path: Path) -> FileLock:
     # filelock's own replacement for missing locks is a file, which stays after a kill and would block the run.
-    return FileLock(run / ".lock", fallback_to_soft=False)
+    return FileLock(path, fallback_to_soft=False)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 from sqlalchemy import make_url
 
 from mnist_lightning.console import Parser, program, silence
 from mnist_lightning.errors import OutputError, UserError
 from mnist_lightning.files import written_whole
-from mnist_lightning.runs import configuration
+from mnist_lightning.runs import configuration, folders
 from mnist_lightning.use.sweep.record import FILE, errors_of, open_record
 from mnist_lightning.use.sweep.report import report
 from mnist_lightning.use.sweep.search import Search
@@ -91,8 +90,7 @@ def open_study(search: Search, repeats: int, size: int, storage: str | None) -> 
     logs = Path("lightning_logs")
     try:
         logs.mkdir(exist_ok=True)
-        # filelock's own replacement for missing locks is a file, which stays after a kill.
-        with FileLock(logs / ".sweep.lock", fallback_to_soft=False):
+        with folders.lock_file(logs / ".sweep.lock"):
             folder = find_folder(logs, content.encode())
             if storage is None:
                 # Under the lock: after a kill, the database may lack the index that prevents a second study.
