@@ -139,7 +139,7 @@ def convnet(shift: float) -> DigitReader:
     torch.manual_seed(0)
     network = ConvNet(shift=shift)
     with torch.no_grad():
-        network.classifier.weight *= 1_000
+        network.classifier.weight *= 200
     return DigitReader(network)
 
 
@@ -191,7 +191,7 @@ def test_nine_views_answer_at_the_end_of_a_stroke(browser: Browser, nine_views_h
             results.append(torch.tensor([float(share.rstrip(" %")) / 100 for share in shares(page)]))
             assert torch.allclose(results[-1], expected, atol=1e-3)
             page.mouse.up()
-        assert (results[0] - results[1]).abs().max() > 0.002  # twice as much as the bars are rounded
+        assert (results[0] - results[1]).abs().max() > 0.01
 
 
 def test_an_answer_that_comes_too_late_is_not_shown(browser: Browser, nine_views_html: Path) -> None:
