@@ -168,9 +168,8 @@ def test_resident_images_move_to_the_device_of_the_run(stage: str) -> None:
         data.setup(stage)
         for loader in [data.train_dataloader(), data.val_dataloader()] if stage == "fit" else [data.test_dataloader()]:
             assert {loader.images.device.type, loader.labels.device.type} == {device}
-            assert (
-                next(iter(loader.sampler)).device.type == device
-            )  # the order moves once an epoch, not with each batch
+            # The order of the images moves once an epoch, not with each batch.
+            assert next(iter(loader.sampler)).device.type == device
 
 
 class Recording(DigitClassifier):

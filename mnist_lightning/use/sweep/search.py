@@ -25,7 +25,7 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {"median": MedianPruner, "none": 
 RESERVED = {"seed_everything", "ckpt_path", "config", "trainer.logger", "trainer.default_root_dir"}
 LARGEST = 2**53  # The largest end of a range. Optuna computes with floats, which skip whole numbers above this one.
 
-# What each key of the file accepts. `true` is an int for Python, so the type is compared.
+# The values that each key of the file accepts. For Python, `true` is an int, so these checks compare types.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base": ("a file such as fast.yaml", lambda value: isinstance(value, str) and value != ""),
     "sampler": (" or ".join(SAMPLERS), lambda value: value in [*SAMPLERS]),
