@@ -90,7 +90,7 @@ def test_gpu_on_a_machine_without_one_is_an_error_at_once(
         program.main()
 
 
-@pytest.mark.parametrize("config", ["fast.yaml", "accurate.yaml"])
+@pytest.mark.parametrize("config", ["fast.yaml", "medium.yaml", "accurate.yaml"])
 def test_a_recipe_names_the_same_accuracy_as_the_readme(config: str) -> None:
     row = next(line for line in report.read_block("accuracy").splitlines() if f"configs/{config}" in line)
     mean = re.search(r"(\d\d\.\d+) %", row)[1]
