@@ -32,12 +32,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
+from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from mnist_lightning import DigitClassifier, LeNet, MNISTDataModule, archive, cli
 from mnist_lightning.data import split
 from mnist_lightning.loader import TensorLoader
+from mnist_lightning.normalization import normalize
 
 DATA = report.DATA
 IMAGE_BYTES = 60_000 * 28 * 28
@@ -60,23 +62,31 @@ def tutorial_epoch(subset: Subset, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False) -> float:
-    """Train on float images `(N, 1, 28, 28)` that are already normalized, on their device.
+def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False, measured: bool = False) -> float:
+    """Train on images on their device.
 
     Args:
-        images: The images.
+        images: uint8 `(N, 28, 28)`, which each step normalizes, or float `(N, 1, 28, 28)`, already normalized.
         labels: int64 `(N,)`.
         tuned: Whether to use this project's memory format and fused optimizer.
+        measured: Whether each step updates the training accuracy, as `DigitClassifier` does.
     """
     memory_format = torch.channels_last if tuned else torch.contiguous_format
     network = LeNet().to(images.device, memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, fused=tuned)
+    accuracy = MulticlassAccuracy(num_classes=10, average="micro", validate_args=False).to(images.device)
     report.synchronize(images.device)
     start = time.perf_counter()
     for batch in torch.randperm(len(images), device=images.device).split(128):
         optimizer.zero_grad()
-        logits = network(images[batch].to(memory_format=memory_format))
-        F.cross_entropy(logits, labels[batch]).backward()
+        pixels, targets = images.index_select(0, batch), labels.index_select(0, batch)
+        if images.dtype == torch.uint8:
+            pixels = normalize(pixels, 0.5, 0.5)
+        logits = network(pixels.to(memory_format=memory_format))
+        loss = F.cross_entropy(logits, targets)
+        if measured:
+            accuracy.update(logits, targets)
+        loss.backward()
         optimizer.step()
     report.synchronize(images.device)
     return time.perf_counter() - start
@@ -194,20 +204,24 @@ def main() -> None:
         libraries, once, ten = (pool.apply(peak_memory, (data,)) for data in (None, MNISTDataModule, TenTimes))
     images, labels = archive.read(DATA, "train")
     train, _ = split(labels, 5_000)
-    normalized, targets = ((images[train, None] / 255 - 0.5) / 0.5).to(device), labels[train].to(device)
+    pixels, targets = images[train].to(device), labels[train].to(device)
+    normalized = normalize(pixels, 0.5, 0.5)
     shutil.copytree(archive.raw_folder(DATA), archive.raw_folder("."))
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     subset = Subset(MNIST(".", train=True, download=True, transform=transform), train.tolist())
 
     bare, tutorial = "(b) a bare PyTorch loop over tensors in memory", "(a) the tutorial's loop"
+    tuned = "(b') the same with channels_last and the fused SGD step, as in this project"
+    fit = "(d) `fit`, with validation, curves, figures, checkpoints and bar"
     epochs: dict[str, Callable[[], float]] = {
         tutorial: lambda: tutorial_epoch(subset, device),
         bare: lambda: bare_epoch(normalized, targets),
-        "(b') the same with channels_last and the fused SGD step, as in this project": lambda: bare_epoch(
-            normalized, targets, tuned=True
+        tuned: lambda: bare_epoch(normalized, targets, tuned=True),
+        "(b'') the same with uint8 images and the training accuracy, as in this project": lambda: bare_epoch(
+            pixels, targets, tuned=True, measured=True
         ),
         "(c) this project's classes with Lightning's `barebones`": partial(barebones_epoch, accelerator=accelerator),
-        "(d) `fit`, with validation, curves, figures, checkpoints and bar": partial(fit_epoch, accelerator=accelerator),
+        fit: partial(fit_epoch, accelerator=accelerator),
     }
     seconds = in_turn(epochs, options.rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
@@ -220,10 +234,12 @@ def main() -> None:
     sizes = in_turn({name: partial(barebones_epoch, data, accelerator) for name, data in copies.items()}, 3)
     start = in_turn({"start": partial(start_up, accelerator), "imports": import_libraries}, 5)
     growth = statistics.median(sizes["ten times"]) / statistics.median(sizes["once"])
+    overhead = statistics.median(whole / loop for whole, loop in zip(seconds[fit], seconds[tuned], strict=True))
     start_seconds, import_seconds = (statistics.median(start[name]) for name in ("start", "imports"))
     text = (
         f"Medians of {options.rounds} rounds, on {report.setup(accelerator)}, `{commit}`. Each round measures each "
-        "loop once. A measurement of `fit` is the mean of three epochs. The command takes "
+        "loop once. A measurement of `fit` is the mean of three epochs. In the median round, `fit` takes "
+        f"{overhead:.2f} times as long as (b'). The command takes "
         f"{start_seconds:.1f} s to its first training step; {import_seconds:.1f} s of these import Lightning and "
         f"torch. Ten times the images take {growth:.2f} times as long. Without data, a run needs at most "
         f"{libraries / 2**20:,.0f} MiB of memory. Each byte of MNIST's images adds "
