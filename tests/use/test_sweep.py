@@ -585,7 +585,8 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.mark.slow
 def test_a_trial_survives_a_restart_of_the_database(real: list[str], program: Program, postgresql: PostgreSQL) -> None:
     """If the database stays away, one line says so."""
-    write_sweep(DATA, {"data.fade": {"float": [0, 0.5]}}, trainer={"limit_train_batches": 1500, "max_epochs": 1})
+    # The trial lasts longer than the restart, and reports its only score after it.
+    write_sweep(DATA, {"data.fade": {"float": [0, 0.5]}}, trainer={"max_epochs": 8, "check_val_every_n_epoch": 8})
     process = program(*real, "2", "--storage", postgresql.url)
     wait_for(running)
     postgresql.stop()
