@@ -240,7 +240,7 @@ def figure_share(*flags: str) -> float:
     """Return the share of a default run's time that TensorBoard's figures take."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
         options = ["--trainer.profiler=simple", f"--trainer.callbacks={__name__}.FigureTimer", *flags]
-        program(["fit", f"--data.root={report.ROOT / 'data'}", *options])
+        program(["fit", f"--data.root={report.DATA}", *options])
     return FigureTimer.share
 
 

@@ -32,7 +32,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
-from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -62,29 +61,29 @@ def tutorial_epoch(subset: Subset, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False, measured: bool = False) -> float:
+def bare_epoch(images: Tensor, labels: Tensor, tuned: bool = False) -> float:
     """Train on images on their device.
 
     Args:
-        images: uint8 `(N, 28, 28)`, which each step normalizes, or float `(N, 1, 28, 28)`, already normalized.
+        images: Normalized, float `(N, 1, 28, 28)`. Or uint8 `(N, 28, 28)`: each step then normalizes its images and
+            updates the training accuracy, as this project does.
         labels: int64 `(N,)`.
         tuned: Whether to use this project's memory format and fused optimizer.
-        measured: Whether each step updates the training accuracy, as `DigitClassifier` does.
     """
     memory_format = torch.channels_last if tuned else torch.contiguous_format
     network = LeNet().to(images.device, memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, fused=tuned)
-    accuracy = MulticlassAccuracy(num_classes=10, average="micro", validate_args=False).to(images.device)
+    accuracy = DigitClassifier(LeNet()).train_accuracy.to(images.device) if images.dtype == torch.uint8 else None
     report.synchronize(images.device)
     start = time.perf_counter()
     for batch in torch.randperm(len(images), device=images.device).split(128):
         optimizer.zero_grad()
         pixels, targets = images.index_select(0, batch), labels.index_select(0, batch)
-        if images.dtype == torch.uint8:
+        if accuracy is not None:
             pixels = normalize(pixels, 0.5, 0.5)
         logits = network(pixels.to(memory_format=memory_format))
         loss = F.cross_entropy(logits, targets)
-        if measured:
+        if accuracy is not None:
             accuracy.update(logits, targets)
         loss.backward()
         optimizer.step()
@@ -218,7 +217,7 @@ def main() -> None:
         bare: lambda: bare_epoch(normalized, targets),
         tuned: lambda: bare_epoch(normalized, targets, tuned=True),
         "(b'') the same with uint8 images and the training accuracy, as in this project": lambda: bare_epoch(
-            pixels, targets, tuned=True, measured=True
+            pixels, targets, tuned=True
         ),
         "(c) this project's classes with Lightning's `barebones`": partial(barebones_epoch, accelerator=accelerator),
         fit: partial(fit_epoch, accelerator=accelerator),
