@@ -22,7 +22,7 @@ PROCESSES.set_forkserver_preload(["mnist_lightning.runs.verbs"])  # each process
 EXIT_CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "exception": 1, None: 0}
 
 
-def wait_for(happened: Callable[[], object], seconds: float = 300, pause: float = 0.01) -> None:
+def wait_for(happened: Callable[[], object], seconds: float = 60, pause: float = 0.01) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline

@@ -592,7 +592,7 @@ def test_a_trial_survives_a_restart_of_the_database(real: list[str], program: Pr
     postgresql.stop()
     time.sleep(6)  # longer than the time between two signs of life
     postgresql.start()
-    wait_for(lambda: process.poll() or (len(folders.list_runs(SWEEP)) == 2 and running()))
+    wait_for(lambda: process.poll() or (len(folders.list_runs(SWEEP)) == 2 and running()), seconds=300)
     postgresql.stop()
     out, err = process.communicate()
     assert " 1 of 2  trial 0  val/acc" in out
