@@ -44,11 +44,11 @@ PICTURE = """<picture>
 
 
 LEGEND = """
-This compares the recipes with those of other projects, all trained on one machine. The time is that of the whole
-process, until the trained weights are on disk. The test comes after that. *As published* loads the images as the source
-does: on a CPU, pytorch/examples never shuffles them, and Keras' example keeps 6,000 of them for validation. *In memory*
-is the same recipe with all 60,000 images, shuffled, and with batches from memory. In the picture, a dotted line joins
-these two. The blue line joins the best recipes of this project.
+This table compares the recipes with other projects' recipes. One machine trained all of them. The time runs from the
+start of the process until the trained weights are on disk. The test comes after that. *As published* loads the images
+as the source does: on a CPU, pytorch/examples never shuffles them, and Keras' example keeps 6,000 of them for
+validation. *In memory* is the same recipe with all 60,000 images, shuffled, and with batches from memory. In the
+picture, a dotted line joins these two. The blue line joins the best recipes of this project.
 """.strip()
 
 
