@@ -1,12 +1,14 @@
 """How long an epoch takes: the tutorial's loop, a bare loop over tensors in memory, Lightning, and `fit`.
 
-    python benchmarks/speed.py [--rounds N] [--accelerator gpu]
+    python benchmarks/speed.py [--rounds N] [--accelerator gpu] [--parts]
 
 It runs on a Linux machine, on the CPU or on one GPU. On a GPU, the images of all loops but the tutorial's lie in its
 memory. Each round measures each loop once, so that a machine that becomes slower or
 faster favours none. An epoch is the same 55,000 images in batches of 128 for all. Lightning also validates on 5,000
 images. `fit` also draws curves and figures, saves checkpoints and shows its bar. The program also measures the start,
 a data set of ten times as many images, and the memory of a run on the CPU. The results become a table in the README.
+
+With `--parts`, it measures only `fit`, with and without its parts, and prints a table for docs/speed.md.
 """
 
 import argparse
@@ -177,6 +179,36 @@ class Terminal(io.StringIO):
         return True
 
 
+PARTS = {
+    "without validation and its figures": ["--trainer.limit_val_batches=0"],
+    "without checkpoints": ["--trainer.enable_checkpointing=false"],
+    # Without a logger, `fit` saves no checkpoints either.
+    "without checkpoints, curves and figures": ["--trainer.logger=false"],
+    "without the bar": ["--trainer.enable_progress_bar=false"],
+}
+
+
+def parts_of_fit(tuned: Callable[[], float], rounds: int, accelerator: str) -> str:
+    """Return a Markdown table: the time of an epoch of `fit`, complete and without some of its parts.
+
+    Args:
+        tuned: Measures an epoch of the loop (b'), to compare with.
+        rounds: How many times each variant is measured.
+        accelerator: `cpu` or `gpu`.
+    """
+    everything = list(dict.fromkeys(flag for flags in PARTS.values() for flag in flags))
+    flags = {"as it is": [], **PARTS, "without all of these": everything}
+    fits = {name: partial(fit_epoch, *added, accelerator=accelerator) for name, added in flags.items()}
+    seconds = in_turn({"(b')": tuned, **fits}, rounds)
+    table = ["| `fit` | median | range | time relative to (b') |", "|---|---|---|---|"]
+    for name in fits:
+        times = seconds[name]
+        ratio = statistics.median(whole / loop for whole, loop in zip(times, seconds["(b')"], strict=True))
+        median = statistics.median(times)
+        table.append(f"| {name} | {median:.2f} s | {min(times):.2f} to {max(times):.2f} s | {ratio:.2f} |")
+    return "\n".join(table)
+
+
 def in_turn(measurements: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Take each measurement once in each round, and hide what it prints."""
     taken: dict[str, list[float]] = {name: [] for name in measurements}
@@ -191,20 +223,26 @@ def in_turn(measurements: dict[str, Callable[[], float]], rounds: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="Rounds, at least 5. Default: 7")
+    parser.add_argument("--parts", action="store_true", help="Print the time of `fit` without some of its parts.")
     report.add_accelerator(parser)
     options = parser.parse_args()
     accelerator, device = options.accelerator, report.device_of(options.accelerator)
     if options.rounds < 5:
         parser.error(f"--rounds is {options.rounds}; expected at least 5")
-    report.read_block("speed")  # stops now if the table can't be written at the end
     commit = report.commit()
 
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        libraries, once, ten = (pool.apply(peak_memory, (data,)) for data in (None, MNISTDataModule, TenTimes))
     images, labels = archive.read(DATA, "train")
     train, _ = split(labels, 5_000)
     pixels, targets = images[train].to(device), labels[train].to(device)
     normalized = normalize(pixels, 0.5, 0.5)
+    tuned_epoch = partial(bare_epoch, normalized, targets, tuned=True)
+    if options.parts:
+        print(f"{parts_of_fit(tuned_epoch, options.rounds, accelerator)}\n\nOn {report.setup(accelerator)}, {commit}.")
+        return
+
+    report.read_block("speed")  # stops now if the table can't be written at the end
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        libraries, once, ten = (pool.apply(peak_memory, (data,)) for data in (None, MNISTDataModule, TenTimes))
     shutil.copytree(archive.raw_folder(DATA), archive.raw_folder("."))
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     subset = Subset(MNIST(".", train=True, download=True, transform=transform), train.tolist())
@@ -215,7 +253,7 @@ def main() -> None:
     epochs: dict[str, Callable[[], float]] = {
         tutorial: lambda: tutorial_epoch(subset, device),
         bare: lambda: bare_epoch(normalized, targets),
-        tuned: lambda: bare_epoch(normalized, targets, tuned=True),
+        tuned: tuned_epoch,
         "(b'') the same with uint8 images and the training accuracy, as in this project": lambda: bare_epoch(
             pixels, targets, tuned=True
         ),

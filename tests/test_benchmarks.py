@@ -128,6 +128,22 @@ def test_epochs_of_barebones_and_of_fit_are_timed(
     assert epochs_done(load(LAST)) == 3
 
 
+def test_the_parts_of_fit_are_compared_with_the_bare_loop_of_their_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, ...]] = []
+
+    def fit_epoch(*flags: str, accelerator: str) -> float:
+        taken.append(flags)
+        return 3.0 - 0.25 * len(flags)
+
+    monkeypatch.setattr(speed, "fit_epoch", fit_epoch)
+    bare = iter([2.0, 1.0, 4.0])
+    table = speed.parts_of_fit(lambda: next(bare), 3, "cpu").splitlines()
+    assert table[2] == "| as it is | 3.00 s | 3.00 to 3.00 s | 1.50 |"
+    assert table[-1] == "| without all of these | 2.00 s | 2.00 to 2.00 s | 1.00 |"
+    assert len(table) == 2 + len(taken) / 3
+    assert taken[len(speed.PARTS) + 1] == tuple(flag for flags in speed.PARTS.values() for flag in flags)
+
+
 @pytest.mark.slow
 def test_a_stopped_measurement_continues_and_gives_the_same_results(tmp_path: Path) -> None:
     """It is stopped within a run, and then as if it had been killed after the last step. It writes a copy's README."""
