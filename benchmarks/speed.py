@@ -179,6 +179,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def spread(times: list[float]) -> str:
+    """Return two cells of a table: the median and the range of times in seconds."""
+    return f"{statistics.median(times):.2f} s | {min(times):.2f} to {max(times):.2f} s"
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """Return the median of the ratios of two loops that each round has measured."""
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
+
+
 PARTS = {
     "without validation and its figures": ["--trainer.limit_val_batches=0"],
     "without checkpoints": ["--trainer.enable_checkpointing=false"],
@@ -201,11 +211,9 @@ def parts_of_fit(tuned: Callable[[], float], rounds: int, accelerator: str) -> s
     fits = {name: partial(fit_epoch, *added, accelerator=accelerator) for name, added in flags.items()}
     seconds = in_turn({"(b')": tuned, **fits}, rounds)
     table = ["| `fit` | median | range | time relative to (b') |", "|---|---|---|---|"]
-    for name in fits:
-        times = seconds[name]
-        ratio = statistics.median(whole / loop for whole, loop in zip(times, seconds["(b')"], strict=True))
-        median = statistics.median(times)
-        table.append(f"| {name} | {median:.2f} s | {min(times):.2f} to {max(times):.2f} s | {ratio:.2f} |")
+    bare = seconds.pop("(b')")
+    for name, times in seconds.items():
+        table.append(f"| {name} | {spread(times)} | {ratio(times, bare):.2f} |")
     return "\n".join(table)
 
 
@@ -265,18 +273,17 @@ def main() -> None:
     table = ["| loop | median | range | time relative to (b) | speed relative to (a) |", "|---|---|---|---|---|"]
     for name, times in seconds.items():
         ratios = f"{median[name] / median[bare]:.2f} | {median[tutorial] / median[name]:.2f}"
-        table.append(f"| {name} | {median[name]:.2f} s | {min(times):.2f} to {max(times):.2f} s | {ratios} |")
+        table.append(f"| {name} | {spread(times)} | {ratios} |")
 
     copies = {"once": MNISTDataModule, "ten times": TenTimes}
     sizes = in_turn({name: partial(barebones_epoch, data, accelerator) for name, data in copies.items()}, 3)
     start = in_turn({"start": partial(start_up, accelerator), "imports": import_libraries}, 5)
     growth = statistics.median(sizes["ten times"]) / statistics.median(sizes["once"])
-    overhead = statistics.median(whole / loop for whole, loop in zip(seconds[fit], seconds[tuned], strict=True))
     start_seconds, import_seconds = (statistics.median(start[name]) for name in ("start", "imports"))
     text = (
         f"Medians of {options.rounds} rounds, on {report.setup(accelerator)}, `{commit}`. Each round measures each "
         "loop once. A measurement of `fit` is the mean of three epochs. In the median round, `fit` takes "
-        f"{overhead:.2f} times as long as (b'). The command takes "
+        f"{ratio(seconds[fit], seconds[tuned]):.2f} times as long as (b'). The command takes "
         f"{start_seconds:.1f} s to its first training step; {import_seconds:.1f} s of these import Lightning and "
         f"torch. Ten times the images take {growth:.2f} times as long. Without data, a run needs at most "
         f"{libraries / 2**20:,.0f} MiB of memory. Each byte of MNIST's images adds "
